@@ -1,0 +1,1 @@
+"""Fast paths behind plain PyTorch references. Imports nothing else of this project."""

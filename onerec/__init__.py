@@ -1,0 +1,1 @@
+"""OneRec: data -> model -> decoding -> training -> evaluation -> serving."""

@@ -1,0 +1,9 @@
+"""The project's errors. The base lives with the lowest floor that raises them, the tokenizer."""
+
+from tokenizer.errors import ArtifactError, ConfigError, DataError, OneRecError
+
+__all__ = ["ArtifactError", "ConfigError", "DataError", "OneRecError", "ServingError"]
+
+
+class ServingError(OneRecError):
+    """A request the server refuses, or a state in which it cannot serve."""
