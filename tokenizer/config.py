@@ -1,0 +1,195 @@
+"""Settings of the tokenizer: which vectors, how they are fused, quantised, kept unique and judged."""
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tokenizer.settings import Settings
+
+MAX_CODE_SPACE = 2**62  # semantic IDs are packed into one int64 key
+
+
+class TextSettings(Settings):
+    """Text of an item -> vector. The template moves results, so it is a setting."""
+
+    weight: float = Field(
+        default=0.5, ge=0, description="share of squared length in the fused vector; 0 turns text off"
+    )
+    columns: Literal["auto"] | list[str] = Field(
+        default="auto", description="columns in the order they are written; auto = the text columns of the data schema"
+    )
+    field_template: str = Field(
+        default="{name}: {value}", description="one column's text; {name} and {value} are replaced"
+    )
+    separator: str = Field(default="\n", description="between two columns")
+    encoder: str = Field(
+        default="minilm", description="`minilm` (packaged, offline) or the folder of a local checkpoint"
+    )
+    max_length_tokens: int = Field(
+        default=256, ge=1, description="text beyond this is cut by the encoder's own tokenizer"
+    )
+    batch_size: int = Field(default=64, ge=1, description="strings a batch")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, …")
+    cache_folder: str = Field(default=".cache/vectors", description="encoded texts by content hash; empty = no cache")
+    max_share_without_text: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="more items without any text than this is an error; fewer get the mean vector",
+    )
+
+    @model_validator(mode="after")
+    def _template_holds_value(self) -> "TextSettings":
+        if "{value}" not in self.field_template:
+            raise ValueError("field_template needs {value}, for example '{name}: {value}'")
+        return self
+
+
+class CollaborativeSettings(Settings):
+    """Items bought or watched together -> vector, from training events only."""
+
+    weight: float = Field(default=0.5, ge=0, description="share of squared length in the fused vector; 0 turns it off")
+    width: int = Field(
+        default=96, ge=1, description="numbers a vector; cut to the number of items with events, and said so"
+    )
+    window_events: int = Field(
+        default=5, ge=1, description="pairs at most this many events apart in a history co-occur"
+    )
+    decay: bool = Field(default=True, description="a pair d events apart counts 1/d (as in GloVe) instead of 1")
+    smoothing: float = Field(
+        default=0.75, gt=0, le=1, description="power of the context's frequency (Levy et al. 2015, section 3.2)"
+    )
+    shift: float = Field(default=1.0, ge=1, description="PMI is lowered by log(shift) (Levy & Goldberg 2014)")
+    singular_power: float = Field(
+        default=0.5, ge=0, le=1, description="singular values are raised to this power (Levy et al. 2015, section 3.3)"
+    )
+    iterations: int = Field(default=7, ge=0, description="power iterations of the randomised SVD")
+
+
+class GivenSettings(Settings):
+    """Ready vectors: a list column of the items table or a .npy file with one row an item."""
+
+    weight: float = Field(default=0.0, ge=0, description="share of squared length in the fused vector; 0 turns it off")
+    source: str = Field(
+        default="", description="a column's name, or the path of a .npy file (float, num_items x width)"
+    )
+    width: int | None = Field(default=None, ge=1, description="expected width; None accepts any")
+
+    @model_validator(mode="after")
+    def _has_source(self) -> "GivenSettings":
+        if self.weight > 0 and not self.source:
+            raise ValueError("given.source is empty; name a column or a .npy file, or set given.weight to 0")
+        return self
+
+
+class FusionSettings(Settings):
+    """How the vectors of several sources become one."""
+
+    centre: bool = Field(default=True, description="subtract each source's mean first")
+    whiten_power: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="0 leaves a source's covariance, 1 whitens it fully, between them a partial step",
+    )
+    ridge: float = Field(
+        default=1.0,
+        gt=0,
+        description="penalty of the map that predicts missing collaborative vectors from the other sources",
+    )
+
+
+class RqVaeSettings(Settings):
+    """RQ-VAE; the numbers are those of TIGER (Rajput et al. 2023, section 4.1) where it gives them."""
+
+    latent_width: int = Field(default=32, ge=1, description="width of what is quantised")
+    hidden_widths: list[int] = Field(
+        default=[512, 256, 128], description="layers of the encoder; the decoder mirrors them"
+    )
+    epochs: int = Field(default=200, ge=1, description="passes over the items")
+    batch_size: int = Field(default=1024, ge=1, description="items a step")
+    learning_rate: float = Field(default=1e-3, gt=0)
+    commitment: float = Field(default=0.25, ge=0, description="weight of the commitment loss (beta)")
+    restart_every_steps: int = Field(
+        default=100, ge=1, description="codes unused since the last check restart at a residual"
+    )
+
+
+class QuantizerSettings(Settings):
+    """Vectors -> codes."""
+
+    kind: Literal["rq_kmeans", "balanced", "rq_vae"] = Field(
+        default="rq_kmeans", description="OneRec report's RQ-KMeans, OneRec v1's balanced k-means, or TIGER's RQ-VAE"
+    )
+    codes_per_level: list[int] = Field(default=[256, 256, 256], min_length=1, description="K of every level")
+    iterations: int = Field(default=25, ge=1, description="Lloyd iterations a level (k-means kinds)")
+    train_rows_per_code: int = Field(
+        default=256, ge=1, description="k-means trains on at most this many rows a code, drawn by the seed"
+    )
+    chunk_rows: int = Field(default=65_536, ge=1, description="rows held at once while streaming")
+    rq_vae: RqVaeSettings = RqVaeSettings()
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> "QuantizerSettings":
+        if min(self.codes_per_level) < 2:
+            raise ValueError("every level of codes_per_level needs at least 2 codes")
+        if math.prod(self.codes_per_level) > MAX_CODE_SPACE:
+            raise ValueError(f"the product of codes_per_level must not exceed {MAX_CODE_SPACE}")
+        return self
+
+
+class CollisionSettings(Settings):
+    """What happens to items with equal codes."""
+
+    policy: Literal["suffix", "reassign", "bucket"] = Field(
+        default="suffix",
+        description="one more level (TIGER's digit), the nearest free code, or shared codes with a rank",
+    )
+    suffix_codes: int = Field(
+        default=0,
+        ge=0,
+        description="size of the suffix level; 0 = twice the largest bucket, which leaves room for new items",
+    )
+    max_candidates: int = Field(
+        default=4096, ge=1, description="codes tried before an item's search is widened to all of them"
+    )
+
+
+class ReportSettings(Settings):
+    """Thresholds that make `fit` fail. Shares are of what is possible: of min(K, num_items) codes a level."""
+
+    min_level_use: float = Field(default=0.25, ge=0, le=1, description="used codes / possible codes, at every level")
+    min_perplexity_share: float = Field(
+        default=0.1, ge=0, le=1, description="perplexity / possible codes, at every level"
+    )
+    max_bucket_share: float = Field(
+        default=0.25, gt=0, le=1, description="largest bucket before collisions are handled / items"
+    )
+    max_collision_share: float = Field(
+        default=1.0, ge=0, le=1, description="items sharing their codes before handling / items"
+    )
+    min_neighbour_agreement: float = Field(
+        default=0.0, ge=0, le=1, description="nearest neighbours sharing the first code"
+    )
+    num_neighbours: int = Field(default=10, ge=1, description="nearest neighbours compared")
+    neighbour_sample_items: int = Field(default=2000, ge=1, description="items whose neighbours are looked up")
+
+
+class TokenizerSettings(Settings):
+    """The `tokenizer:` section of a run's config."""
+
+    seed: int = 0
+    text: TextSettings = TextSettings()
+    collaborative: CollaborativeSettings = CollaborativeSettings()
+    given: GivenSettings = GivenSettings()
+    fusion: FusionSettings = FusionSettings()
+    quantizer: QuantizerSettings = QuantizerSettings()
+    collisions: CollisionSettings = CollisionSettings()
+    report: ReportSettings = ReportSettings()
+
+    @model_validator(mode="after")
+    def _some_vectors(self) -> "TokenizerSettings":
+        if self.text.weight + self.collaborative.weight + self.given.weight <= 0:
+            raise ValueError("every source of vectors has weight 0; give text, collaborative or given a weight")
+        return self
