@@ -1,0 +1,1 @@
+"""Evaluation: one protocol for every recommender, full ranking at item level."""
