@@ -1,0 +1,1 @@
+"""Tables in, memory-mapped histories out: sources, validation, filters, splits and the prepared artefact."""
