@@ -1,0 +1,40 @@
+# One environment in .venv, made by the first target that needs it and again when the text of pyproject.toml changes.
+#   PYTHON       interpreter that makes the environment (3.11 to 3.13)
+#   TORCH_INDEX  package index for torch alone, where the default one would bring another build than you want
+#   EXTRAS       groups of pyproject.toml installed beside the core
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+EXTRAS ?= dev,serve
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed-$(shell cksum < pyproject.toml | cut -d ' ' -f 1)
+
+.DEFAULT_GOAL := help
+.PHONY: help install test lint clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+install: $(INSTALLED) ## make .venv with everything the project needs
+
+# torch goes first and alone: its exact version decides which build comes, and the rest then finds it in place.
+$(INSTALLED):
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(BIN)/python -m pip install --editable ".[$(EXTRAS)]"
+	rm -f .venv/.installed-*
+	touch $@
+
+test: $(INSTALLED) ## run the tests (PYTEST_ARGS="-k trie" for some of them)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED) ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove the environment and caches; runs/ and results/ stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
