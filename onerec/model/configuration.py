@@ -1,0 +1,88 @@
+"""OneRec's configuration, in the form transformers saves beside the weights."""
+
+from typing import Any, Literal
+
+from transformers import PreTrainedConfig
+
+PAD_TOKEN, BOS_TOKEN = 0, 1
+NUM_SPECIAL_TOKENS = 2
+
+ContextKind = Literal["causal", "bidirectional"]
+Activation = Literal["relu", "gelu", "swiglu"]
+
+
+class OneRecConfig(PreTrainedConfig):
+    """Shape of a OneRec model.
+
+    Args:
+        codes_per_level: codes K of each semantic-ID level, the collision suffix included.
+        num_items: items in the catalogue the ID table covers.
+        d_model, num_heads, head_dim, d_ff: width, attention heads, width of a head, inner width of the feed-forward.
+        num_context_layers, num_decoder_layers: blocks of the context encoder and of the decoder.
+        context: "causal" (each history position sees the ones before it, so all are targets in one pass) or
+            "bidirectional" (the report's encoder; one target a row).
+        activation: of the feed-forward; "swiglu" gates with a third matrix.
+        max_history_items: newest items of a history that are read.
+        item_embedding: add an own vector for each item index to the sum of its code vectors in the context.
+        item_head_weight: weight in the loss of an auxiliary full softmax over item vectors on the context's states;
+            0 builds no such head.
+        label_smoothing: probability mass of a code's target spread over its level.
+        dropout: share of activations dropped in training, as is `item_dropout` for whole history items.
+        table_hash: content hash of the ID table whose codes the model holds.
+    """
+
+    model_type = "onerec"
+    is_encoder_decoder = True
+
+    def __init__(
+        self,
+        codes_per_level: list[int] | tuple[int, ...] = (256, 256, 256),
+        num_items: int = 1,
+        d_model: int = 128,
+        num_heads: int = 4,
+        head_dim: int | None = None,
+        d_ff: int = 512,
+        num_context_layers: int = 2,
+        num_decoder_layers: int = 2,
+        context: ContextKind = "causal",
+        activation: Activation = "gelu",
+        max_history_items: int = 50,
+        item_embedding: bool = True,
+        item_head_weight: float = 0.0,
+        label_smoothing: float = 0.0,
+        dropout: float = 0.1,
+        item_dropout: float = 0.0,
+        table_hash: str = "",
+        **kwargs: Any,
+    ) -> None:
+        self.codes_per_level = list(codes_per_level)
+        self.num_items = num_items
+        self.d_model = self.hidden_size = d_model
+        self.num_heads = self.num_attention_heads = num_heads
+        self.head_dim = head_dim if head_dim is not None else d_model // num_heads
+        self.d_ff = d_ff
+        self.num_context_layers = num_context_layers
+        self.num_decoder_layers = self.num_hidden_layers = num_decoder_layers
+        self.context = context
+        self.activation = activation
+        self.max_history_items = max_history_items
+        self.item_embedding = item_embedding
+        self.item_head_weight = item_head_weight
+        self.label_smoothing = label_smoothing
+        self.dropout = dropout
+        self.item_dropout = item_dropout
+        self.table_hash = table_hash
+        self.vocab_size = NUM_SPECIAL_TOKENS + sum(self.codes_per_level)
+        special = {"pad_token_id": PAD_TOKEN, "bos_token_id": BOS_TOKEN, "decoder_start_token_id": BOS_TOKEN}
+        kwargs.pop("is_encoder_decoder", None)
+        super().__init__(**{**special, "is_encoder_decoder": True, "tie_word_embeddings": False, **kwargs})
+
+    @property
+    def num_levels(self) -> int:
+        """Codes in one semantic ID."""
+        return len(self.codes_per_level)
+
+    @property
+    def level_offsets(self) -> list[int]:
+        """First flat token id of each level: padding and BOS come before all codes."""
+        return [NUM_SPECIAL_TOKENS + sum(self.codes_per_level[:level]) for level in range(self.num_levels)]

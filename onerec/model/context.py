@@ -1,0 +1,91 @@
+"""The user's context: history items as vectors, an item-level encoder, and what the decoder attends to.
+
+A history of S items costs S positions, not S * L: an item is the sum of its code vectors and, by option, an own
+vector. Shapes: B batch, S history length in items, D width, L levels, H heads, d head width.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutput
+
+from onerec.model.configuration import PAD_TOKEN, OneRecConfig
+from onerec.model.layers import ContextBlock, visible_up_to
+
+
+@dataclass(frozen=True)
+class Context:
+    """Keys and values a request holds once, however many beams read them."""
+
+    states_BSD: Tensor
+    keys: tuple[Tensor, ...]  # one (B, H, S, d) a decoder layer
+    values: tuple[Tensor, ...]
+    visible_B11S: Tensor | None  # None: every position is real
+
+    @property
+    def num_requests(self) -> int:
+        return self.states_BSD.size(0)
+
+
+class ItemEmbedding(nn.Module):
+    """Item indices to vectors: one table of code vectors for all levels, and an optional row of the item's own."""
+
+    def __init__(self, config: OneRecConfig) -> None:
+        super().__init__()
+        self.codes = nn.Embedding(sum(config.codes_per_level), config.d_model)
+        self.items = nn.Embedding(config.num_items, config.d_model) if config.item_embedding else None
+
+    def forward(self, items: Tensor, code_rows_NL: Tensor) -> Tensor:
+        """Item indices (...) -> (..., D)."""
+        rows = code_rows_NL[items].flatten(0, -2)
+        summed = F.embedding_bag(rows, self.codes.weight, mode="sum").unflatten(0, items.shape)
+        return summed if self.items is None else summed + self.items(items)
+
+
+class ContextEncoder(nn.Module):
+    """Item vectors and positions, then pre-RMSNorm attention blocks (technical report, section 2.2).
+
+    `code_rows_NL` holds each item's semantic ID as rows of the code table, all levels stacked, so that the ID table
+    travels with the weights.
+    """
+
+    main_input_name = "input_ids"  # transformers' generate asks the encoder for it
+    code_rows_NL: Tensor
+
+    def __init__(self, config: OneRecConfig) -> None:
+        super().__init__()
+        self.causal = config.context == "causal"
+        self.item_dropout = config.item_dropout
+        self.register_buffer("code_rows_NL", torch.zeros(config.num_items, config.num_levels, dtype=torch.long))
+        self.embedding = ItemEmbedding(config)
+        self.positions = nn.Embedding(config.max_history_items, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(ContextBlock(config) for _ in range(config.num_context_layers))
+        self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
+
+    def item_vectors(self) -> Tensor:
+        """The vector (N, D) of every item in the catalogue."""
+        items = torch.arange(self.code_rows_NL.size(0), device=self.code_rows_NL.device)
+        return self.embedding(items, self.code_rows_NL)
+
+    def encode(self, items_BS: Tensor, lengths_B: Tensor) -> Tensor:
+        """Right-padded item indices -> states (B, S, D); what stands in the padding never reaches a real position."""
+        num_positions = items_BS.size(1)
+        x_BSD = self.embedding(items_BS, self.code_rows_NL)
+        if self.training and self.item_dropout:
+            keep_BS = torch.rand(items_BS.shape, device=items_BS.device) >= self.item_dropout
+            x_BSD = x_BSD * keep_BS[..., None]
+        x_BSD = self.dropout(x_BSD + self.positions.weight[:num_positions])
+        visible = None if self.causal else visible_up_to(lengths_B, num_positions)
+        for block in self.blocks:
+            x_BSD = block(x_BSD, visible, self.causal)
+        return self.norm(x_BSD)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> BaseModelOutput:
+        """The form transformers' generate calls: item index + 1, 0 for padding on the right."""
+        mask_BS = input_ids != PAD_TOKEN if attention_mask is None else attention_mask.bool()
+        states_BSD = self.encode((input_ids - 1).clamp(min=0), mask_BS.sum(dim=1))
+        return BaseModelOutput(last_hidden_state=states_BSD)

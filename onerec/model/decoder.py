@@ -1,0 +1,121 @@
+"""The decoder over [BOS, code, ...]: self-attention within one semantic ID, cross-attention to the context.
+
+Shapes: B batch, P targets a row, L levels, Q = P * L decoder positions of a row, W beams, D width, H heads, d head
+width, S history length in items.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onerec.model.configuration import OneRecConfig
+from onerec.model.context import Context
+from onerec.model.layers import CrossAttention, FeedForward, SelfAttention, merge_heads
+
+
+class DecoderCache:
+    """Self-attention keys and values of the beams' own codes: L short rows, reordered when beams follow parents."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.keys: list[Tensor | None] = [None] * num_layers  # each (B, W, H, l, d)
+        self.values: list[Tensor | None] = [None] * num_layers
+
+    def append(self, layer: int, keys_BWHd: Tensor, values_BWHd: Tensor) -> tuple[Tensor, Tensor]:
+        """Add one position to a layer and return its keys and values so far, each (B, W, H, l, d)."""
+        keys, values = keys_BWHd.unsqueeze(3), values_BWHd.unsqueeze(3)
+        old_keys, old_values = self.keys[layer], self.values[layer]
+        if old_keys is not None and old_values is not None:
+            keys, values = torch.cat([old_keys, keys], dim=3), torch.cat([old_values, values], dim=3)
+        self.keys[layer], self.values[layer] = keys, values
+        return keys, values
+
+    def reorder(self, parents_BW: Tensor) -> None:
+        """Let beam w continue what beam `parents_BW[b, w]` of the same request has read."""
+        rows = torch.arange(parents_BW.size(0), device=parents_BW.device)[:, None]
+        self.keys = [None if keys is None else keys[rows, parents_BW] for keys in self.keys]
+        self.values = [None if values is None else values[rows, parents_BW] for values in self.values]
+
+
+class DecoderBlock(nn.Module):
+    """Causal self-attention, cross-attention, feed-forward, each behind an RMSNorm (technical report, section 2.3)."""
+
+    def __init__(self, config: OneRecConfig) -> None:
+        super().__init__()
+        self.self_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.self_attention = SelfAttention(config)
+        self.cross_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.cross_attention = CrossAttention(config)
+        self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BPLD: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
+        """All levels of all targets at once; `visible` (bool, broadcast to (B, H, P*L, S)) limits the context."""
+        mixed = self.self_attention(self.self_norm(x_BPLD).flatten(0, 1), causal=True)
+        x_BPLD = x_BPLD + self.dropout(mixed.view_as(x_BPLD))
+        mixed = self.cross_attention(self.cross_norm(x_BPLD).flatten(1, 2), keys, values, visible)
+        x_BPLD = x_BPLD + self.dropout(mixed.view_as(x_BPLD))
+        return x_BPLD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BPLD)))
+
+    def step(self, x_BWD: Tensor, layer: int, context: Context, cache: DecoderCache) -> Tensor:
+        """One level of W beams; the context's keys and values are shared by a request's beams."""
+        x_BWD = x_BWD + self._attend_own_codes(self.self_norm(x_BWD), layer, cache)
+        keys, values = context.keys[layer], context.values[layer]
+        x_BWD = x_BWD + self.cross_attention(self.cross_norm(x_BWD), keys, values, context.visible_B11S)
+        return x_BWD + self.feed_forward(self.feed_forward_norm(x_BWD))
+
+    def _attend_own_codes(self, x_BWD: Tensor, layer: int, cache: DecoderCache) -> Tensor:
+        projected = self.self_attention.query_key_value(x_BWD)
+        queries, keys, values = projected.unflatten(-1, (3, self.self_attention.num_heads, -1)).unbind(2)
+        keys, values = cache.append(layer, keys, values)
+        mixed = F.scaled_dot_product_attention(
+            queries.flatten(0, 1).unsqueeze(2), keys.flatten(0, 1), values.flatten(0, 1)
+        )
+        return self.self_attention.output(merge_heads(mixed)).view_as(x_BWD)
+
+
+class Decoder(nn.Module):
+    """BOS, codes and level positions in; one hidden state a level out."""
+
+    def __init__(self, config: OneRecConfig) -> None:
+        super().__init__()
+        self.first_rows = [sum(config.codes_per_level[:level]) for level in range(config.num_levels)]
+        self.bos = nn.Parameter(torch.zeros(config.d_model))
+        self.codes = nn.Embedding(sum(config.codes_per_level[:-1]) or 1, config.d_model)
+        self.levels = nn.Embedding(config.num_levels, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_decoder_layers))
+        self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
+
+    def project_context(self, states_BSD: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Keys and values of the context for every layer."""
+        pairs = [block.cross_attention.project_context(states_BSD) for block in self._layers()]
+        return tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs)
+
+    def forward(
+        self, code_rows_BPT: Tensor, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], visible: Tensor | None
+    ) -> Tensor:
+        """Teacher forcing: the first T codes of each target, T < L, as table rows -> states (B, P, T + 1, D)."""
+        num_positions = code_rows_BPT.size(-1) + 1
+        bos = self.bos.expand(*code_rows_BPT.shape[:2], 1, -1)
+        x_BPLD = torch.cat([bos, self.codes(code_rows_BPT)], dim=2) + self.levels.weight[:num_positions]
+        x_BPLD = self.dropout(x_BPLD)
+        for block, block_keys, block_values in zip(self._layers(), keys, values, strict=True):
+            x_BPLD = block(x_BPLD, block_keys, block_values, visible)
+        return self.norm(x_BPLD)
+
+    def step(self, codes_BW: Tensor | None, level: int, context: Context, cache: DecoderCache) -> Tensor:
+        """State (B, W, D) that predicts `level`, given the codes chosen at the level before it (None at level 0)."""
+        if codes_BW is None:
+            x_BWD = self.bos.expand(context.num_requests, 1, -1)
+        else:
+            x_BWD = self.codes(codes_BW + self.first_rows[level - 1])
+        x_BWD = x_BWD + self.levels.weight[level]
+        for layer, block in enumerate(self._layers()):
+            x_BWD = block.step(x_BWD, layer, context, cache)
+        return self.norm(x_BWD)
+
+    def _layers(self) -> list[DecoderBlock]:
+        return cast("list[DecoderBlock]", list(self.blocks))

@@ -1,0 +1,131 @@
+"""Transformer parts shared by context and decoder: attention, feed-forward, pre-RMSNorm blocks.
+
+Shapes: B batch, Q queries, S keys, D width, H heads, d head width.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onerec.model.configuration import OneRecConfig
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
+
+
+def split_heads(x_BQD: Tensor, num_heads: int) -> Tensor:
+    """(B, Q, H*d) -> (B, H, Q, d)."""
+    return x_BQD.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x_BHQd: Tensor) -> Tensor:
+    """(B, H, Q, d) -> (B, Q, H*d)."""
+    return x_BHQd.transpose(1, 2).flatten(-2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused projection for queries, keys and values."""
+
+    def __init__(self, config: OneRecConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        inner = config.num_heads * config.head_dim
+        self.query_key_value = nn.Linear(config.d_model, 3 * inner, bias=False)
+        self.output = nn.Linear(inner, config.d_model, bias=False)
+
+    def project(self, x_BQD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, H, Q, d)."""
+        queries, keys, values = self.query_key_value(x_BQD).chunk(3, dim=-1)
+        return (
+            split_heads(queries, self.num_heads),
+            split_heads(keys, self.num_heads),
+            split_heads(values, self.num_heads),
+        )
+
+    def forward(self, x_BQD: Tensor, visible: Tensor | None = None, causal: bool = False) -> Tensor:
+        """Attend within each row; `visible` (bool, broadcast to (B, H, Q, Q)) marks keys a query may see."""
+        queries, keys, values = self.project(x_BQD)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, is_causal=causal)
+        return self.output(merge_heads(mixed))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of decoder positions to a context whose keys and values are projected once a request."""
+
+    def __init__(self, config: OneRecConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        inner = config.num_heads * config.head_dim
+        self.query = nn.Linear(config.d_model, inner, bias=False)
+        self.key_value = nn.Linear(config.d_model, 2 * inner, bias=False)
+        self.output = nn.Linear(inner, config.d_model, bias=False)
+
+    def project_context(self, context_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the context, each (B, H, S, d)."""
+        keys, values = self.key_value(context_BSD).chunk(2, dim=-1)
+        return split_heads(keys, self.num_heads), split_heads(values, self.num_heads)
+
+    def forward(self, x_BQD: Tensor, keys_BHSd: Tensor, values_BHSd: Tensor, visible: Tensor | None) -> Tensor:
+        """Attend to the context; `visible` (bool, broadcast to (B, H, Q, S)) marks positions a query may see."""
+        queries = split_heads(self.query(x_BQD), self.num_heads)
+        mixed = F.scaled_dot_product_attention(queries, keys_BHSd, values_BHSd, attn_mask=visible)
+        return self.output(merge_heads(mixed))
+
+
+class FeedForward(nn.Module):
+    """Position-wise feed-forward: two matrices with ReLU or GELU, or three with SwiGLU."""
+
+    def __init__(self, config: OneRecConfig) -> None:
+        super().__init__()
+        self.gated = config.activation == "swiglu"
+        self.activate = _ACTIVATIONS[config.activation]
+        self.inner = nn.Linear(config.d_model, config.d_ff * (2 if self.gated else 1), bias=False)
+        self.output = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        if not self.gated:
+            return self.output(self.activate(self.inner(x)))
+        gate, value = self.inner(x).chunk(2, dim=-1)
+        return self.output(self.activate(gate) * value)
+
+
+class ContextBlock(nn.Module):
+    """Pre-RMSNorm self-attention and feed-forward."""
+
+    def __init__(self, config: OneRecConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.attention = SelfAttention(config)
+        self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BSD: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
+        """(B, S, D) -> (B, S, D)."""
+        x_BSD = x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD), visible, causal))
+        return x_BSD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BSD)))
+
+
+def initialise(module: nn.Module, depth: int) -> None:
+    """Normal weights of variance 1 / fan-in; residual outputs shrunk by sqrt(2 * depth); unit norms."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+    elif isinstance(module, nn.RMSNorm):
+        nn.init.ones_(module.weight)
+    elif isinstance(module, SelfAttention | CrossAttention | FeedForward):
+        std = module.output.in_features**-0.5 / math.sqrt(2 * depth)
+        nn.init.normal_(module.output.weight, std=std)
+
+
+def visible_up_to(lengths_B: Tensor, num_positions: int) -> Tensor:
+    """Mask (B, 1, 1, S) that is True on the first `lengths_B` positions of each row."""
+    positions_S = torch.arange(num_positions, device=lengths_B.device)
+    return (positions_S < lengths_B[:, None])[:, None, None, :]

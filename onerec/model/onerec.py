@@ -1,0 +1,223 @@
+"""OneRec: item-level context encoder, decoder over semantic-ID codes (arXiv 2506.13695), as a transformers model.
+
+Departures from the report:
+1. The context reads one pathway, the newest `max_history_items` items, as item vectors of codes plus an own row.
+2. With a causal context every history position is a target in one pass; the report trains one target a sample.
+3. An auxiliary softmax over all items may train the context beside the codes; it is never part of decoding.
+
+Shapes: B batch, S history length in items, P targets a row, M targets in all, T decoder tokens, L levels, K codes of
+a level, V flat vocabulary, W beams, D width.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+
+from onerec.errors import ArtifactError
+from onerec.model.configuration import NUM_SPECIAL_TOKENS, PAD_TOKEN, OneRecConfig
+from onerec.model.context import Context, ContextEncoder
+from onerec.model.decoder import Decoder, DecoderCache
+from onerec.model.heads import CodeHeads, ItemHead
+from onerec.model.layers import initialise, visible_up_to
+
+IGNORED_TARGET = -100
+
+
+@dataclass
+class OneRecOutput(Seq2SeqLMOutput):
+    """Loss and logits, with the summed parts of the loss and the number of targets they stand for."""
+
+    level_losses_L: Tensor | None = None  # mean cross-entropy of each level
+    item_loss: Tensor | None = None  # mean cross-entropy of the auxiliary item head
+    num_targets: Tensor | None = None
+
+
+class OneRec(PreTrainedModel, GenerationMixin):
+    """The generative recommender; `encode` and `decode_step` are what beam search calls."""
+
+    config_class = OneRecConfig
+    config: OneRecConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+
+    def __init__(self, config: OneRecConfig) -> None:
+        super().__init__(config)
+        self.encoder = ContextEncoder(config)
+        self.decoder = Decoder(config)
+        self.code_heads = CodeHeads(config)
+        self.item_head = ItemHead(config) if config.item_head_weight else None
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        initialise(module, self.config.num_context_layers + self.config.num_decoder_layers)
+
+    def set_codes(self, codes_NL: np.ndarray, table_hash: str) -> None:
+        """Store the ID table (N, L) whose content hash is `table_hash`.
+
+        Raises:
+            ArtifactError: the table has another number of items or levels, or a code outside its level.
+        """
+        expected = (self.config.num_items, self.config.num_levels)
+        if codes_NL.shape != expected:
+            raise ArtifactError(
+                f"ID table: found shape {codes_NL.shape}, expected {expected}. Use the model's own table."
+            )
+        limits_L = np.asarray(self.config.codes_per_level)
+        if (codes_NL < 0).any() or (codes_NL >= limits_L).any():
+            raise ArtifactError(f"ID table: found a code outside its level, expected codes below {limits_L.tolist()}.")
+        first_rows_L = np.concatenate([[0], np.cumsum(limits_L)[:-1]])
+        self.encoder.code_rows_NL.copy_(torch.from_numpy(codes_NL.astype(np.int64) + first_rows_L))
+        self.config.table_hash = table_hash
+
+    # ---- decoding ------------------------------------------------------------------------------------------------
+
+    def encode(self, items_BS: Tensor, lengths_B: Tensor) -> Context:
+        """Encode right-padded histories of item indices; what stands in the padding does not matter."""
+        states_BSD = self.encoder.encode(items_BS, lengths_B)
+        ragged = bool((lengths_B < items_BS.size(1)).any())
+        return self._context(states_BSD, visible_up_to(lengths_B, items_BS.size(1)) if ragged else None)
+
+    def new_cache(self) -> DecoderCache:
+        """An empty cache for one beam search."""
+        return DecoderCache(self.config.num_decoder_layers)
+
+    def decode_step(self, codes_BW: Tensor | None, level: int, context: Context, cache: DecoderCache) -> Tensor:
+        """Log-probabilities (B, W, K) of `level` after the codes chosen at the level before (None and W = 1 at 0)."""
+        states_BWD = self.decoder.step(codes_BW, level, context, cache)
+        return self.code_heads(states_BWD, level).float().log_softmax(dim=-1)
+
+    # ---- training and transformers' interface --------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        target_items: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+        **_: Any,
+    ) -> OneRecOutput:
+        """Loss over target items, or logits over the flat vocabulary in the form of transformers' generate.
+
+        Args:
+            input_ids: (B, S) item index + 1, 0 for padding on the right.
+            target_items: (B, S) the item after each position for a causal context, or (B, 1) the item after the
+                whole history; -100 where there is none.
+            decoder_input_ids: (B, T) flat tokens [BOS, code, ...] with T <= L; used when no targets are given.
+            labels: (B, T) flat tokens to predict, -100 to leave out.
+        """
+        mask_BS = self._history_mask(input_ids, attention_mask, encoder_outputs)
+        states_BSD = self._encoder_states(input_ids, mask_BS, encoder_outputs)
+        if target_items is not None:
+            return self._target_loss(states_BSD, mask_BS, target_items)
+        if decoder_input_ids is None:
+            raise ValueError("OneRec.forward needs target_items or decoder_input_ids")
+        logits_BTV = self._flat_logits(states_BSD, mask_BS, decoder_input_ids)
+        loss = None if labels is None else F.cross_entropy(logits_BTV.flatten(0, 1), labels.flatten())
+        return OneRecOutput(loss=loss, logits=logits_BTV, encoder_last_hidden_state=states_BSD)
+
+    def get_encoder(self, *_: Any, **__: Any) -> ContextEncoder:
+        return self.encoder
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        decoder_input_ids: Tensor,
+        encoder_outputs: BaseModelOutput | None = None,
+        attention_mask: Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """Inputs of one generate step; the few tokens of an ID are read again instead of cached."""
+        return {
+            "decoder_input_ids": decoder_input_ids,
+            "encoder_outputs": encoder_outputs,
+            "attention_mask": attention_mask,
+        }
+
+    def _history_mask(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None,
+    ) -> Tensor:
+        if attention_mask is not None:
+            return attention_mask.bool()
+        if input_ids is not None:
+            return input_ids != PAD_TOKEN
+        if encoder_outputs is None:
+            raise ValueError("OneRec.forward needs input_ids or encoder_outputs")
+        return torch.ones(encoder_outputs[0].shape[:2], dtype=torch.bool, device=encoder_outputs[0].device)
+
+    def _encoder_states(
+        self, input_ids: Tensor | None, mask_BS: Tensor, encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None
+    ) -> Tensor:
+        if encoder_outputs is not None:
+            return encoder_outputs[0]
+        return self.encoder(input_ids, mask_BS)[0]
+
+    def _context(self, states_BSD: Tensor, visible: Tensor | None) -> Context:
+        keys, values = self.decoder.project_context(states_BSD)
+        return Context(states_BSD, keys, values, visible)
+
+    def _target_loss(self, states_BSD: Tensor, mask_BS: Tensor, target_items_BP: Tensor) -> OneRecOutput:
+        has_target_BP = target_items_BP != IGNORED_TARGET
+        code_rows_BPL = self.encoder.code_rows_NL[target_items_BP.clamp(min=0)]
+        keys, values = self.decoder.project_context(states_BSD)
+        visible = self._visible_to_targets(mask_BS, target_items_BP.size(1))
+        hidden_BPLD = self.decoder(code_rows_BPL[..., :-1], keys, values, visible)
+        level_losses_L = self._level_losses(hidden_BPLD[has_target_BP], code_rows_BPL[has_target_BP])
+        loss = level_losses_L.sum()
+        item_loss = None
+        if self.item_head is not None:
+            states_MD = self._states_before_targets(states_BSD, mask_BS, has_target_BP)
+            logits_MN = self.item_head(states_MD, self.encoder.item_vectors())
+            item_loss = F.cross_entropy(logits_MN.float(), target_items_BP[has_target_BP])
+            loss = loss + self.config.item_head_weight * item_loss
+        return OneRecOutput(
+            loss=loss, level_losses_L=level_losses_L.detach(), item_loss=item_loss, num_targets=has_target_BP.sum()
+        )
+
+    def _visible_to_targets(self, mask_BS: Tensor, num_targets: int) -> Tensor:
+        """Which context positions each decoder position sees, broadcast to (B, H, P * L, S)."""
+        num_positions, num_levels = mask_BS.size(1), self.config.num_levels
+        if num_targets == 1:
+            return mask_BS[:, None, None, :]
+        causal_SS = torch.ones(num_positions, num_positions, dtype=torch.bool, device=mask_BS.device).tril()
+        return causal_SS.repeat_interleave(num_levels, dim=0)
+
+    def _states_before_targets(self, states_BSD: Tensor, mask_BS: Tensor, has_target_BP: Tensor) -> Tensor:
+        if has_target_BP.size(1) == states_BSD.size(1):
+            return states_BSD[has_target_BP]
+        rows = torch.arange(states_BSD.size(0), device=states_BSD.device)
+        return states_BSD[rows, mask_BS.sum(dim=1) - 1][has_target_BP[:, 0]]
+
+    def _level_losses(self, hidden_MLD: Tensor, code_rows_ML: Tensor) -> Tensor:
+        losses = []
+        for level, offset in enumerate(self.config.level_offsets):
+            logits_MK = self.code_heads(hidden_MLD[:, level], level).float()
+            codes_M = code_rows_ML[:, level] - (offset - NUM_SPECIAL_TOKENS)
+            losses.append(F.cross_entropy(logits_MK, codes_M, label_smoothing=self._smoothing()))
+        return torch.stack(losses)
+
+    def _smoothing(self) -> float:
+        return self.config.label_smoothing if self.training else 0.0
+
+    def _flat_logits(self, states_BSD: Tensor, mask_BS: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        """Logits (B, T, V): those of position t fill the codes of level t, the rest is -inf."""
+        keys, values = self.decoder.project_context(states_BSD)
+        code_rows_BT = decoder_input_ids[:, 1:] - NUM_SPECIAL_TOKENS
+        hidden_BTD = self.decoder(code_rows_BT[:, None], keys, values, mask_BS[:, None, None, :])[:, 0]
+        logits_BTV = hidden_BTD.new_full((*hidden_BTD.shape[:2], self.config.vocab_size), float("-inf"))
+        for level in range(hidden_BTD.size(1)):
+            first = self.config.level_offsets[level]
+            logits_BTV[:, level, first : first + self.config.codes_per_level[level]] = self.code_heads(
+                hidden_BTD[:, level], level
+            )
+        return logits_BTV
