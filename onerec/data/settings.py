@@ -30,7 +30,7 @@ class ColumnNames(Settings):
 
 
 class TableFiles(Settings):
-    """File names of the three tables within `path` (source `parquet`); `events` may be a glob such as `log-*.parquet`."""
+    """File names of the three tables within `path` (source `parquet`); events may be a glob: `log-*.parquet`."""
 
     events: str = "events.parquet"
     items: str = "items.parquet"

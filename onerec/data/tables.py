@@ -8,6 +8,7 @@ from typing import Literal
 import polars as pl
 
 from onerec.data.settings import DataSettings, FeedbackKind
+from onerec.errors import DataError
 
 USER = "user_id"
 ITEM = "item_id"
@@ -79,3 +80,18 @@ class Source:
     load: Callable[[DataSettings], RawTables]
     fetch: Callable[[DataSettings], list[Path]] | None = None  # download into settings.cache; paths of what is there
     variants: tuple[str, ...] = ()  # values of `data.variant`
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    """One Parquet file, or some of its columns.
+
+    Raises:
+        DataError: no such file, or one that is truncated or not Parquet.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file, expected a Parquet table. Check data.path and data.files.")
+    try:
+        return pl.read_parquet(path, columns=columns, glob=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: cannot be read as Parquet ({reason}). It may be truncated: write it again.") from None
