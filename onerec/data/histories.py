@@ -23,7 +23,8 @@ class Histories:
 
     offsets: int64 (U+1,); user u's events are rows offsets[u]:offsets[u+1].
     items: int32 (N,) item indices.  timestamps: int64 (N,) Unix seconds, or positions where only the order is known.
-    splits: uint8 (N,) labels of `Split`, never decreasing within a user.  feedback: column -> float32 (N,), NaN unknown.
+    splits: uint8 (N,) labels of `Split`, never decreasing within a user.
+    feedback: column -> float32 (N,), NaN where it was not recorded.
     """
 
     offsets: np.ndarray

@@ -22,11 +22,15 @@ class FeedbackKind(StrEnum):
 class ColumnNames(Settings):
     """The names that the columns of one's own tables have (source `parquet`)."""
 
-    user: str = Field("user_id", description="events and users: the user's key, string or integer")
-    item: str = Field("item_id", description="events and items: the item's key, string or integer")
-    timestamp: str | None = Field("timestamp", description="events: the moment, or null where only the order is known")
-    position: str | None = Field(None, description="events: place within the user's history, and tie-break of the time")
-    split: str | None = Field(None, description="events: split label, for the split kind `column`")
+    user: str = Field(default="user_id", description="events and users: the user's key, string or integer")
+    item: str = Field(default="item_id", description="events and items: the item's key, string or integer")
+    timestamp: str | None = Field(
+        default="timestamp", description="events: the moment, or null where only the order is known"
+    )
+    position: str | None = Field(
+        default=None, description="events: place within the user's history, and tie-break of the time"
+    )
+    split: str | None = Field(default=None, description="events: split label, for the split kind `column`")
 
 
 class TableFiles(Settings):
@@ -34,24 +38,24 @@ class TableFiles(Settings):
 
     events: str = "events.parquet"
     items: str = "items.parquet"
-    users: str = Field("users.parquet", description="read where it exists")
+    users: str = Field(default="users.parquet", description="read where it exists")
 
 
 class Policies(Settings):
     """What happens to each kind of offence that need not end the run; the count is printed either way."""
 
     duplicates: Literal["refuse", "keep", "drop"] = Field(
-        "refuse", description="events of one user with one item at one moment; `drop` keeps the first"
+        default="refuse", description="events of one user with one item at one moment; `drop` keeps the first"
     )
     unknown_items: Literal["refuse", "drop"] = Field(
-        "refuse", description="events whose item is null or not in the items table"
+        default="refuse", description="events whose item is null or not in the items table"
     )
-    bad_timestamps: Literal["refuse", "drop"] = Field("refuse", description="null, NaN or future timestamps")
+    bad_timestamps: Literal["refuse", "drop"] = Field(default="refuse", description="null, NaN or future timestamps")
     single_event_users: Literal["refuse", "keep"] = Field(
-        "refuse", description="users with one event after the core filter; core.user_events=2 drops them"
+        default="refuse", description="users with one event after the core filter; core.user_events=2 drops them"
     )
     items_without_text: Literal["refuse", "keep"] = Field(
-        "refuse", description="items whose text columns are all empty, after the core filter"
+        default="refuse", description="items whose text columns are all empty, after the core filter"
     )
 
 
@@ -62,18 +66,20 @@ class CoreSettings(Settings):
     `item_events` on, items that fall below it leave the catalogue too; otherwise the whole catalogue stays.
     """
 
-    user_events: int = Field(0, ge=0, description="fewest events of a user")
-    item_events: int = Field(0, ge=0, description="fewest events of an item")
+    user_events: int = Field(default=0, ge=0, description="fewest events of a user")
+    item_events: int = Field(default=0, ge=0, description="fewest events of an item")
 
 
 class SplitSettings(Settings):
     """How events become training, validation and test events."""
 
     kind: Literal["leave_one_out", "global_time", "column"] = "leave_one_out"
-    validation_from: datetime | None = Field(None, description="global_time: first moment of validation (UTC)")
-    test_from: datetime | None = Field(None, description="global_time: first moment of test (UTC)")
-    validation_fraction: float = Field(0.1, ge=0, lt=1, description="global_time without dates: share of all events")
-    test_fraction: float = Field(0.1, gt=0, lt=1, description="global_time without dates: share of all events")
+    validation_from: datetime | None = Field(default=None, description="global_time: first moment of validation (UTC)")
+    test_from: datetime | None = Field(default=None, description="global_time: first moment of test (UTC)")
+    validation_fraction: float = Field(
+        default=0.1, ge=0, lt=1, description="global_time without dates: share of all events"
+    )
+    test_fraction: float = Field(default=0.1, gt=0, lt=1, description="global_time without dates: share of all events")
     labels: dict[str, Literal["train", "validation", "test"]] = Field(
         default={
             "train": "train",
@@ -98,33 +104,36 @@ class SplitSettings(Settings):
 class DataSettings(Settings):
     """The `data` section of a config."""
 
-    source: str = Field("folder", description="a name that `python -m onerec.data sources` lists")
+    source: str = Field(default="folder", description="a name that `python -m onerec.data sources` lists")
     path: Path | None = Field(
-        None,
+        default=None,
         description="folder: a name under $ONEREC_DATA or a path; parquet: the folder of the tables; "
         "public sets: a file or folder already downloaded (--from)",
     )
-    variant: str | None = Field(None, description="public sets with several parts: which, such as `Beauty` or `100k`")
-    cache: Path = Field(Path(".cache/data"), description="where public sets are downloaded to")
+    variant: str | None = Field(
+        default=None, description="public sets with several parts: which, such as `Beauty` or `100k`"
+    )
+    cache: Path = Field(default=Path(".cache/data"), description="where public sets are downloaded to")
 
     files: TableFiles = TableFiles()
     columns: ColumnNames = ColumnNames()
-    timestamp_unit: Literal["s", "ms", "us"] = Field("s", description="unit of a numeric timestamp column")
+    timestamp_unit: Literal["s", "ms", "us"] = Field(default="s", description="unit of a numeric timestamp column")
     feedback: dict[str, FeedbackKind] | Literal["auto"] = Field(
-        "auto", description="event column -> kind; auto: by name and type, reported (see onerec/data/schema.py)"
+        default="auto", description="event column -> kind; auto: by name and type, reported (see onerec/data/schema.py)"
     )
     text_columns: tuple[str, ...] | Literal["auto"] = Field(
-        "auto", description="item columns read as text, in this order; auto: string columns that are not identifiers"
+        default="auto",
+        description="item columns read as text, in this order; auto: string columns that are not identifiers",
     )
     category_columns: tuple[str, ...] | Literal["auto"] = Field(
-        "auto", description="item columns read as categories; auto: columns whose values repeat"
+        default="auto", description="item columns read as categories; auto: columns whose values repeat"
     )
-    user_category_columns: tuple[str, ...] | Literal["auto"] = Field("auto", description="the same for users")
+    user_category_columns: tuple[str, ...] | Literal["auto"] = Field(default="auto", description="the same for users")
     vectors: Path | None = Field(
-        None, description="ready item vectors: a .npy file (items, width), row k for row k of the items table"
+        default=None, description="ready item vectors: a .npy file (items, width), row k for row k of the items table"
     )
     include_history: bool = Field(
-        False,
+        default=False,
         description="folder: put history.parquet (earlier events of unknown time) first; only the order is known then",
     )
 
