@@ -1,0 +1,188 @@
+"""Beam search over the catalogue: the only decoder, for evaluation, rollouts and serving alike.
+
+Shapes: B requests, W beams of this level, V beams of the next, C candidates of a request, K codes of a level, L levels.
+
+An item's score is the sum of the log-probabilities of its L codes, over all codes of each level: neither renormalised
+over those that exist nor divided by a length. The trie is consulted inside every step, so a beam can only ever stand
+for a prefix of an allowed item; one without allowed children dies. Every living prefix leads to at least one allowed
+item, so min(k, allowed items) come back whenever `num_beams >= k`.
+
+Candidates are compared by one integer key of (score, -place in the trie): no two are equal, so among equal scores the
+item that sorts first by its codes, then by its rank in the bucket, wins, on every device and in every batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onerec.decoding.trie import Exclusions, Trie
+from onerec.errors import ArtifactError, ConfigError, DataError, OneRecError
+
+_NODE_BITS = 32
+_NODE_MASK = (1 << _NODE_BITS) - 1
+_DEAD_KEY = torch.iinfo(torch.int64).min  # below the key of any living candidate, even one of score -inf
+
+
+class BatchContext(Protocol):
+    """What the decoder attends to, held once a request."""
+
+    @property
+    def num_requests(self) -> int:
+        """B."""
+
+
+class CodeModel(Protocol):
+    """The part of `OneRec` that beam search calls."""
+
+    @property
+    def config(self) -> Any:
+        """Has `codes_per_level` and `num_items`."""
+
+    def new_cache(self) -> Any:
+        """What the beams have read so far: nothing; its `reorder(parents_BW)` lets beams continue others."""
+
+    def decode_step(self, codes_BW: Tensor | None, level: int, context: Any, cache: Any) -> Tensor:
+        """Log-probabilities (B, W, K) of `level`."""
+
+
+@dataclass(frozen=True)
+class BeamResult:
+    """The best items of each request, best first."""
+
+    items_BK: Tensor  # int64 item indices, -1 where a request has fewer allowed items
+    scores_BK: Tensor  # float32 log-probabilities, -inf beside -1
+
+
+@dataclass(frozen=True)
+class _Beams:
+    """The living prefixes of one level; those of a request are sorted best first, dead ones last."""
+
+    nodes_BW: Tensor  # int64, 0 where dead
+    scores_BW: Tensor  # float32, -inf where dead
+    alive_BW: Tensor  # bool
+
+
+@torch.inference_mode()
+def beam_search(
+    model: CodeModel,
+    context: BatchContext,
+    trie: Trie,
+    num_beams: int,
+    k: int,
+    excluded: Sequence[np.ndarray] | None = None,
+) -> BeamResult:
+    """Find the `k` items of highest log-probability that a beam of `num_beams` prefixes a level reaches.
+
+    Args:
+        model: gives the log-probabilities of each level; B follows from `context`.
+        context: of B requests, from `model.encode`.
+        trie: the catalogue the model's codes stand for, on the model's device.
+        num_beams: prefixes kept a level.
+        k: items to return, at most `num_beams`.
+        excluded: item indices each request may not return, one array a request; None excludes nothing.
+
+    Raises:
+        ConfigError: `k` outside 1 to `num_beams`.
+        ArtifactError: the trie is of another catalogue.
+        DataError: an excluded item outside the catalogue, or not one array a request.
+        OneRecError: a log-probability is NaN.
+    """
+    if not 1 <= k <= num_beams:
+        raise ConfigError(f"k: found {k}, expected 1 to num_beams = {num_beams}. Search with at least k beams.")
+    _check_catalogue(model, trie)
+    exclusions = _find_exclusions(trie, excluded, context.num_requests)
+    cache = model.new_cache()
+    beams, codes_BW = _root(context.num_requests, exclusions, trie), None
+    for level in range(trie.num_levels):
+        log_probs_BWK = model.decode_step(codes_BW, level, context, cache)
+        beams, codes_BW, parents_BW = _advance(beams, log_probs_BWK, trie, level, num_beams, exclusions)
+        if level < trie.num_levels - 1:
+            cache.reorder(parents_BW)
+    return _collect_items(beams, trie, k)
+
+
+def _find_exclusions(trie: Trie, excluded: Sequence[np.ndarray] | None, num_requests: int) -> Exclusions | None:
+    if excluded is None:
+        return None
+    if len(excluded) != num_requests:
+        raise DataError(f"excluded: found {len(excluded)} arrays, expected one for each of {num_requests} requests.")
+    return Exclusions(trie, excluded)
+
+
+def _root(num_requests: int, exclusions: Exclusions | None, trie: Trie) -> _Beams:
+    """One empty prefix a request, dead where nothing is allowed."""
+    device = trie.item_of_rank.device
+    alive_B1 = torch.ones(num_requests, 1, dtype=torch.bool, device=device)
+    if exclusions is not None:
+        alive_B1 = (exclusions.num_excluded_B < trie.num_items)[:, None]
+    return _Beams(
+        nodes_BW=torch.zeros(num_requests, 1, dtype=torch.int64, device=device),
+        scores_BW=torch.zeros(num_requests, 1, device=device),
+        alive_BW=alive_B1,
+    )
+
+
+def _advance(
+    beams: _Beams, log_probs_BWK: Tensor, trie: Trie, level: int, num_beams: int, exclusions: Exclusions | None
+) -> tuple[_Beams, Tensor, Tensor]:
+    """Extend every beam by its allowed children and keep the best: the new beams, their codes and their parents."""
+    candidates = trie.children(level, beams.nodes_BW, beams.alive_BW)
+    allowed_BC = candidates.present_BC
+    if exclusions is not None and (dead_BC := exclusions.contains(level, candidates.nodes_BC)) is not None:
+        allowed_BC = allowed_BC & ~dead_BC
+    flat_BC = candidates.slots_BC * log_probs_BWK.shape[2] + candidates.codes_BC
+    steps_BC = log_probs_BWK.flatten(1).gather(1, flat_BC).float()
+    scores_BC = beams.scores_BW.gather(1, candidates.slots_BC) + steps_BC
+    _check_numbers(scores_BC, level)
+
+    keys_BC = _unique_keys(scores_BC, candidates.nodes_BC).masked_fill_(~allowed_BC, _DEAD_KEY)
+    keys_BV, chosen_BV = keys_BC.topk(min(num_beams, keys_BC.shape[1]), dim=1)
+    alive_BV = keys_BV > _DEAD_KEY
+    survivors = _Beams(
+        nodes_BW=candidates.nodes_BC.gather(1, chosen_BV).masked_fill_(~alive_BV, 0),
+        scores_BW=scores_BC.gather(1, chosen_BV).masked_fill_(~alive_BV, float("-inf")),
+        alive_BW=alive_BV,
+    )
+    return survivors, candidates.codes_BC.gather(1, chosen_BV), candidates.slots_BC.gather(1, chosen_BV)
+
+
+def _unique_keys(scores_BC: Tensor, nodes_BC: Tensor) -> Tensor:
+    """Integers in the order of (score, -node)."""
+    bits_BC = scores_BC.view(torch.int32)
+    # IEEE floats order like signed integers once the magnitude bits of the negative ones are flipped.
+    ordered_BC = bits_BC ^ (bits_BC >> 31).bitwise_and_(0x7FFFFFFF)
+    return (ordered_BC.long() << _NODE_BITS).add_(_NODE_MASK - nodes_BC)
+
+
+def _collect_items(beams: _Beams, trie: Trie, k: int) -> BeamResult:
+    shape = (len(beams.nodes_BW), k)
+    items_BK = torch.full(shape, -1, dtype=torch.int64, device=beams.nodes_BW.device)
+    scores_BK = torch.full(shape, float("-inf"), device=beams.nodes_BW.device)
+    num_found = min(k, beams.nodes_BW.shape[1])
+    ranks_BV = beams.nodes_BW[:, :num_found]
+    items_BK[:, :num_found] = trie.item_of_rank[ranks_BV].long().masked_fill_(~beams.alive_BW[:, :num_found], -1)
+    scores_BK[:, :num_found] = beams.scores_BW[:, :num_found]
+    return BeamResult(items_BK=items_BK, scores_BK=scores_BK)
+
+
+def _check_catalogue(model: CodeModel, trie: Trie) -> None:
+    found = (trie.num_items, list(trie.codes_per_level))
+    expected = (model.config.num_items, list(model.config.codes_per_level))
+    if found != expected:
+        raise ArtifactError(
+            f"trie: found {found[0]} items with codes {found[1]} a level, the model was built for {expected[0]} items "
+            f"with {expected[1]}. Build the trie from the model's own ID table."
+        )
+
+
+def _check_numbers(scores_BC: Tensor, level: int) -> None:
+    num_nan = int(scores_BC.isnan().sum())
+    if num_nan:
+        raise OneRecError(
+            f"level {level}: {num_nan} of {scores_BC.numel()} scores are NaN, expected log-probabilities. "
+            "The model's weights or inputs hold NaN or infinity; did training diverge?"
+        )

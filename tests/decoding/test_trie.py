@@ -1,0 +1,154 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from onerec.decoding.trie import Exclusions, Trie
+from onerec.errors import ConfigError, DataError
+
+# In code order: 010 is item 2, 012 item 5, 030 item 1, 201 item 4, 202 item 0, 203 item 3.
+CODES_NL = np.array([[2, 0, 2], [0, 3, 0], [0, 1, 0], [2, 0, 3], [2, 0, 1], [0, 1, 2]])
+SIZES = (3, 4, 4)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
+    """Codes, sizes and bucket ranks of a random catalogue, with shared codes."""
+    sizes = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)))
+    num_items = draw(st.integers(1, 40))
+    codes_NL = draw(arrays(np.int64, (num_items, len(sizes)), elements=st.integers(0, 2**31 - 1))) % np.array(sizes)
+    return codes_NL, sizes, np.random.default_rng(0).permutation(num_items)
+
+
+def children_of(trie: Trie, level: int, node: int) -> tuple[list[int], list[int]]:
+    candidates = trie.children(level, torch.tensor([[node]]), torch.tensor([[True]]))
+    assert candidates.present_BC.all()
+    return candidates.nodes_BC[0].tolist(), candidates.codes_BC[0].tolist()
+
+
+def test_nodes_are_the_distinct_prefixes_in_code_order() -> None:
+    trie = Trie.from_table(CODES_NL, SIZES)
+    assert trie.item_of_rank.tolist() == [2, 5, 1, 4, 0, 3]
+    assert [trie.num_nodes(level) for level in range(3)] == [2, 3, 6]
+    assert children_of(trie, 0, 0) == ([0, 1], [0, 2])
+    assert children_of(trie, 1, 0) == ([0, 1], [1, 3])
+    assert children_of(trie, 1, 1) == ([2], [0])
+    assert children_of(trie, 2, 2) == ([3, 4, 5], [1, 2, 3])
+
+
+def test_children_of_a_batch_are_packed_by_request_and_skip_dead_beams() -> None:
+    trie = Trie.from_table(CODES_NL, SIZES)
+    nodes_BW = torch.tensor([[2, 0, 1], [1, 0, 2]])
+    alive_BW = torch.tensor([[True, False, True], [True, False, False]])
+    candidates = trie.children(2, nodes_BW, alive_BW)
+    assert candidates.present_BC.tolist() == [[True] * 4, [True, False, False, False]]
+    assert candidates.slots_BC[0].tolist() == [0, 0, 0, 2]
+    assert candidates.nodes_BC[0].tolist() == [3, 4, 5, 2]
+    assert candidates.codes_BC[0].tolist() == [1, 2, 3, 0]
+    assert (candidates.slots_BC[1, 0], candidates.nodes_BC[1, 0], candidates.codes_BC[1, 0]) == (0, 2, 0)
+
+
+@given(tables())
+def test_every_path_is_an_item_and_every_item_a_path(table: tuple[np.ndarray, tuple[int, ...], np.ndarray]) -> None:
+    codes_NL, sizes, ranks_N = table
+    trie = Trie.from_table(codes_NL, sizes, ranks_N)
+    paths = [(0, ())]
+    for level in range(trie.num_levels):
+        paths = [
+            (node, (*codes, code))
+            for above, codes in paths
+            for node, code in zip(*children_of(trie, level, above), strict=True)
+        ]
+        assert [node for node, _ in paths] == list(range(trie.num_nodes(level)))
+    by_codes_then_rank = sorted(range(len(codes_NL)), key=lambda item: (*codes_NL[item], ranks_N[item]))
+    assert trie.item_of_rank.tolist() == by_codes_then_rank
+    assert [codes for _, codes in paths] == [tuple(codes_NL[item]) for item in by_codes_then_rank]
+    assert trie.rank_of_item[trie.item_of_rank].tolist() == list(range(trie.num_items))
+
+
+@given(tables(), st.data())
+def test_a_node_is_dead_exactly_when_all_its_items_are_excluded(
+    table: tuple[np.ndarray, tuple[int, ...], np.ndarray], data: st.DataObject
+) -> None:
+    codes_NL, sizes, ranks_N = table
+    trie = Trie.from_table(codes_NL, sizes, ranks_N)
+    subsets = st.lists(st.integers(0, len(codes_NL) - 1), max_size=2 * len(codes_NL))
+    excluded = [np.array(data.draw(subsets), dtype=np.int64) for _ in range(3)]
+    exclusions = Exclusions(trie, excluded)
+    assert exclusions.num_excluded_B.tolist() == [len(set(items.tolist())) for items in excluded]
+    for level in range(trie.num_levels):
+        nodes_BC = torch.arange(trie.num_nodes(level)).expand(3, -1).contiguous()
+        found = exclusions.contains(level, nodes_BC)
+        for request, items in enumerate(excluded):
+            allowed = np.delete(codes_NL, items, axis=0)
+            prefixes = sorted({tuple(row) for row in codes_NL[:, : level + 1]})
+            if level == trie.num_levels - 1:
+                expected = np.isin(trie.item_of_rank, items).tolist()
+            else:
+                living = {tuple(row) for row in allowed[:, : level + 1]}
+                expected = [prefix not in living for prefix in prefixes]
+            assert (found[request].tolist() if found is not None else [False] * len(expected)) == expected
+
+
+def test_a_bucket_keeps_its_order() -> None:
+    codes_NL = np.array([[1, 1], [0, 2], [1, 1], [1, 1]])
+    trie = Trie.from_table(codes_NL, (2, 3), bucket_rank_N=np.array([2, 0, 0, 1]))
+    assert trie.item_of_rank.tolist() == [1, 2, 3, 0]
+    assert children_of(trie, 1, 1) == ([1, 2, 3], [1, 1, 1])
+
+
+@pytest.mark.parametrize("size", [256, 257, 2**15, 2**15 + 1])
+def test_the_largest_code_of_a_level_survives_its_storage(size: int) -> None:
+    trie = Trie.from_table(np.array([[size - 1, 0], [0, size - 1]]), (size, size))
+    assert children_of(trie, 0, 0)[1] == [0, size - 1]
+    assert children_of(trie, 1, 0)[1] == [size - 1]
+
+
+def test_a_million_items_of_three_levels_take_at_most_16_bytes_each() -> None:
+    codes_NL = np.random.default_rng(0).integers(0, 2048, (10**6, 3))
+    trie = Trie.from_table(codes_NL, (2048,) * 3, np.arange(10**6))
+    assert trie.num_bytes <= 16 * trie.num_items
+
+
+def test_moving_keeps_every_tensor() -> None:
+    trie = Trie.from_table(CODES_NL, SIZES)
+    moved = trie.to("meta")
+    tensors = itertools.chain(moved.child_offsets, moved.child_codes, [moved.item_of_rank, moved.rank_of_item])
+    assert all(tensor.is_meta for tensor in tensors)
+    assert moved.codes_per_level == SIZES
+
+
+@pytest.mark.parametrize(
+    ("codes_NL", "sizes", "ranks_N", "message"),
+    [
+        (np.zeros((0, 2), int), (2, 2), None, "at least one item"),
+        (np.zeros((2, 3), int), (2, 2), None, r"found shape \(2, 3\)"),
+        (np.zeros((2, 2)), (2, 2), None, "float64"),
+        (np.array([[0, 2], [0, 1]]), (2, 2), None, "item 0, level 1, found 2, expected 0 to 1"),
+        (np.array([[0, 0], [-1, 1]]), (2, 2), None, "item 1, level 0, found -1"),
+        (np.array([[0, 1], [1, 1], [0, 1]]), (2, 2), None, r"1 items share .* items 0 and 2, codes \[0, 1\]"),
+        (np.array([[0, 1], [0, 1]]), (2, 2), np.array([1, 1]), "share codes and bucket rank"),
+        (np.array([[0, 1], [0, 0]]), (2, 2), np.array([0]), r"found shape \(1,\), expected \(2,\)"),
+    ],
+)
+def test_a_broken_table_is_refused(
+    codes_NL: np.ndarray, sizes: tuple[int, ...], ranks_N: np.ndarray | None, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        Trie.from_table(codes_NL, sizes, ranks_N)
+
+
+@pytest.mark.parametrize("sizes", [(), (3, 0)])
+def test_levels_without_codes_are_refused(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="at least one level of at least one code"):
+        Trie.from_table(np.zeros((1, len(sizes)), int), sizes)
+
+
+@pytest.mark.parametrize("item", [-1, 6])
+def test_excluding_an_unknown_item_is_refused(item: int) -> None:
+    with pytest.raises(DataError, match=f"first: {item}\\), expected 0 to 5"):
+        Exclusions(Trie.from_table(CODES_NL, SIZES), [np.array([0]), np.array([item])])
