@@ -1,0 +1,29 @@
+"""The model section of a run's config."""
+
+from pydantic import Field, PositiveInt
+
+from onerec.model.configuration import Activation, ContextKind, OneRecConfig
+from tokenizer.settings import Settings
+
+
+class ModelSettings(Settings):
+    """Shape and regularisation of the encoder-decoder; codes and items come from the ID table."""
+
+    d_model: PositiveInt = Field(128, description="width (TIGER and the report's smallest model: 128)")
+    num_heads: PositiveInt = Field(4, description="attention heads (the report's 0.015B model: 4)")
+    head_dim: PositiveInt | None = Field(None, description="width of a head; None for d_model / num_heads")
+    d_ff: PositiveInt = Field(512, description="inner width of the feed-forward")
+    num_context_layers: PositiveInt = Field(2, description="blocks of the context encoder")
+    num_decoder_layers: PositiveInt = Field(2, description="blocks of the decoder")
+    context: ContextKind = Field("causal", description="causal: every position a target; bidirectional: the report's")
+    activation: Activation = Field("gelu", description="of the feed-forward")
+    max_history_items: PositiveInt = Field(50, description="newest items of a history that are read")
+    item_embedding: bool = Field(True, description="an own vector for each item beside its codes, in the context")
+    item_head_weight: float = Field(1.0, ge=0, description="loss weight of the auxiliary softmax over items; 0: none")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over a level's other codes")
+    dropout: float = Field(0.2, ge=0, lt=1, description="share of activations dropped in training")
+    item_dropout: float = Field(0.0, ge=0, lt=1, description="share of history items dropped in training")
+
+    def configuration(self, codes_per_level: tuple[int, ...], num_items: int) -> OneRecConfig:
+        """The model's configuration for an ID table of `num_items` rows."""
+        return OneRecConfig(codes_per_level=codes_per_level, num_items=num_items, **self.model_dump())

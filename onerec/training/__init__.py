@@ -1,0 +1,1 @@
+"""Next-token pre-training on transformers' Trainer."""
