@@ -48,13 +48,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: the disk is full or the folder cannot be written.
     """
-    with _explained_os_errors(path):
+    with explained_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
     temporary = Path(name)
     try:
-        with _explained_os_errors(path):
+        with explained_os_errors(path):
             yield temporary
             temporary.chmod(0o666 & ~_current_umask())
             _sync(temporary)
@@ -71,12 +71,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: the disk is full or the folder cannot be written.
     """
-    with _explained_os_errors(path):
+    with explained_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     retired = temporary.with_name(temporary.name + ".old")
     try:
-        with _explained_os_errors(path):
+        with explained_os_errors(path):
             yield temporary
             temporary.chmod(0o777 & ~_current_umask())
             for file in sorted(temporary.rglob("*")):
@@ -217,7 +217,12 @@ def _verify_files(folder: Path, manifest: Manifest) -> None:
 
 
 @contextlib.contextmanager
-def _explained_os_errors(path: Path) -> Iterator[None]:
+def explained_os_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors that a user can mend into sentences.
+
+    Raises:
+        ArtifactError: the disk is full, or the place of `path` may not be written.
+    """
     try:
         yield
     except OSError as error:

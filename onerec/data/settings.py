@@ -113,7 +113,9 @@ class DataSettings(Settings):
     variant: str | None = Field(
         default=None, description="public sets with several parts: which, such as `Beauty` or `100k`"
     )
-    cache: Path = Field(default=Path(".cache/data"), description="where public sets are downloaded to")
+    cache: Path | None = Field(
+        None, description="where public sets are downloaded to; null: $ONEREC_CACHE, else .cache/onerec in the project"
+    )
 
     files: TableFiles = TableFiles()
     columns: ColumnNames = ColumnNames()
