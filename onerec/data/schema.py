@@ -10,7 +10,7 @@ from onerec.data.tables import ITEM, POSITION, SPLIT, TIMESTAMP, USER, VECTOR, R
 from onerec.errors import DataError
 
 RESERVED = (USER, ITEM, TIMESTAMP, POSITION, SPLIT)
-_MICROSECONDS_PER = {"s": 1_000_000, "ms": 1_000, "us": 1}
+_UNITS_PER_SECOND = {"ms": 1_000, "us": 1_000_000}
 _SECONDS_SUFFIXES = ("_s", "_seconds", "_ms")
 
 
@@ -77,7 +77,7 @@ def timestamps_in_seconds(events: pl.DataFrame, unit: str, file: str) -> pl.Data
         raise DataError(f"{file}: column {TIMESTAMP!r} is {dtype}, expected numbers or dates. Convert it first.")
     if unit == "s":
         return events
-    return events.with_columns(pl.col(TIMESTAMP) * _MICROSECONDS_PER[unit] / 1_000_000)
+    return events.with_columns(pl.col(TIMESTAMP) / _UNITS_PER_SECOND[unit])
 
 
 def resolve_feedback(
