@@ -29,7 +29,7 @@ class ItemKnnSettings(Settings):
     """How similar items are, and how far back a history counts."""
 
     num_neighbors: int = Field(200, ge=1, description="Most similar items kept for each item.")
-    shrinkage: float = Field(10.0, ge=0, description="Added to the denominator of the cosine, in users.")
+    shrinkage: float = Field(20.0, ge=0, description="Added to the denominator of the cosine, in users.")
     half_life_items: float = Field(1.0, gt=0, description="Places back in a history that halve an item's weight.")
     max_history_items: int = Field(50, ge=1, description="Latest items of a history that count.")
 
