@@ -1,0 +1,83 @@
+"""Results as tables in the terminal, published figures of the same protocol beside ours."""
+
+from rich.console import Console
+from rich.table import Table
+
+from onerec.evaluation.published import published_figures
+from onerec.evaluation.results import PROTOCOLS, RecommenderSummary, Results
+from onerec.evaluation.settings import Protocol
+
+SHOWN_METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr@10")
+TITLES = {
+    "test": "Test, seen items allowed",
+    "test_unseen": "Test, seen items excluded",
+    "validation": "Validation, seen items allowed",
+    "validation_unseen": "Validation, seen items excluded",
+}
+
+
+def print_results(results: Results, console: Console | None = None) -> None:
+    """Print one table a protocol that was evaluated."""
+    console = console or Console()
+    for protocol in PROTOCOLS:
+        if results.under(protocol):
+            console.print(results_table(results, protocol))
+
+
+def results_table(results: Results, protocol: str) -> Table:
+    """The table of one protocol; published figures, where there are any, below ours (test only)."""
+    table = Table(title=describe_protocol(results, protocol), title_justify="left")
+    table.add_column("recommender", no_wrap=True)
+    shown = shown_metrics(results)
+    for heading in (*shown, "interval of " + main_metric(results), "invalid", "minutes", "parameters"):
+        table.add_column(heading, justify="right")
+    for name, summary in results.under(protocol).items():
+        table.add_row(name, *_cells(summary, shown, main_metric(results)))
+    figures = published_figures(results.dataset, published_protocol(protocol)) if protocol.startswith("test") else []
+    if figures:
+        table.add_section()
+    for row in figures:
+        cells = [f"{row.metrics[metric]:.4f}" if metric in row.metrics else "" for metric in shown]
+        table.add_row(f"{row.model} ({row.evidence.replace('_', '-')})", *cells, "", "", "", "", style="dim")
+    return table
+
+
+def describe_protocol(results: Results, protocol: str) -> str:
+    """Title of a protocol's table, naming the data set and, where it is one, the sample."""
+    rows = results.rows[protocol]
+    sampled = rows["evaluated"] < rows["available"]
+    size = f"a sample of {rows['evaluated']:,} of {rows['available']:,}" if sampled else f"all {rows['available']:,}"
+    return f"{results.dataset}: {TITLES[protocol]} ({size} targets, full ranking)"
+
+
+def published_protocol(protocol: str) -> Protocol:
+    """The protocol of published figures that compares with one of ours."""
+    return "seen_excluded" if protocol.endswith("_unseen") else "seen_allowed"
+
+
+def shown_metrics(results: Results) -> list[str]:
+    """The metrics that tables show: the usual ones as far as they were measured, else Recall and NDCG as measured."""
+    ks = results.settings["ks"]
+    usual = [metric for metric in SHOWN_METRICS if int(metric.partition("@")[2]) in ks]
+    return usual or [f"{metric}@{k}" for k in ks for metric in ("recall", "ndcg")]
+
+
+def main_metric(results: Results) -> str:
+    """The metric that stands for all where there is room for one: Recall@10, or the longest list's Recall."""
+    ks = results.settings["ks"]
+    return f"recall@{10 if 10 in ks else ks[-1]}"
+
+
+def _cells(summary: RecommenderSummary, shown: list[str], main: str) -> list[str]:
+    cells = []
+    for metric in shown:
+        figure = summary.metrics[metric]
+        cells.append(f"{figure.mean:.4f}" + (f" ±{figure.spread:.4f}" if figure.spread is not None else ""))
+    low, high = summary.metrics[main].interval
+    return [
+        *cells,
+        f"{low:.4f} to {high:.4f}",
+        f"{summary.invalid_rate:.2%}",
+        f"{summary.minutes:.1f}",
+        f"{summary.parameters:,}",
+    ]
