@@ -230,7 +230,7 @@ def explained_os_errors(path: Path) -> Iterator[None]:
             raise ArtifactError(
                 f"{path}: the disk is full. Free some space and run again; nothing was lost."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise ArtifactError(
                 f"{path}: cannot write here ({error.strerror}). Choose a folder you may write."
             ) from error

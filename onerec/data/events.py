@@ -70,9 +70,9 @@ def index_events(report: Report, kept: np.ndarray) -> EventLog:
 
 def number_ids(ids: pl.Series, known: pl.Series) -> np.ndarray:
     """Position (int32) of each id in `known`; -1 where it is null or not there."""
+    if ids.dtype != known.dtype:  # integers of two widths; 128 bits hold both
+        ids, known = ids.cast(pl.Int128), known.cast(pl.Int128)
     numbers = pl.DataFrame({"id": known, "number": np.arange(len(known), dtype=np.int32)})
-    if ids.dtype.is_integer():
-        ids, numbers = ids.cast(pl.Int64), numbers.cast({"id": pl.Int64})
     joined = pl.DataFrame({"id": ids}).join(numbers, on="id", how="left", maintain_order="left")
     return joined["number"].fill_null(-1).to_numpy()
 

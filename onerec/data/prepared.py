@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from tqdm import tqdm
 
-from onerec.data.events import MICROSECONDS, EventLog, index_events
+from onerec.data.events import MICROSECONDS, EventLog, index_events, number_ids
 from onerec.data.filters import find_core
 from onerec.data.histories import Histories, Split
 from onerec.data.schema import ResolvedSchema, resolve_schema
@@ -65,7 +66,6 @@ class PreparedData:
 class _ValidTables:
     """Raw tables that passed every check, as arrays over the events, users and items that stay."""
 
-    log: EventLog
     items: pl.DataFrame
     users: pl.DataFrame
     histories: Histories
@@ -110,24 +110,35 @@ def validate(tables: RawTables, settings: DataSettings) -> Report:
 
 def _build(report: Report, settings: DataSettings) -> _ValidTables:
     tables = report.tables
-    check_tables(report)
-    schema, notes = resolve_schema(tables, settings)
-    report.notes.extend([*tables.notes, *notes])
-    kept = _enough_feedback(report, settings) & check_events(report)
-    log = index_events(report, kept)
-    log, item_rows = _apply_core(report, log, settings)
-    check_text(report, schema, item_rows)
-    _check_single_events(report, log)
-    report.refuse()
-    if not len(log.users):
-        raise DataError(f"no event is left of {tables.events.height:,}. Loosen data.core, min_feedback or policies.")
+    with tqdm(total=3, desc="checking tables", unit="stage", disable=None) as progress:
+        check_tables(report)
+        schema, notes = resolve_schema(tables, settings)
+        report.notes.extend([*tables.notes, *notes])
+        kept = _enough_feedback(report, settings) & check_events(report)
+        _advance(progress, "sorting events")
+        log = index_events(report, kept)
+        _advance(progress, "filtering and splitting")
+        log, item_rows = _apply_core(report, log, settings)
+        check_text(report, schema, item_rows)
+        _check_single_events(report, log)
+        report.refuse()
+        if not len(log.users):
+            raise DataError(
+                f"no event is left of {tables.events.height:,}. Loosen data.core, min_feedback or policies."
+            )
+        renumbered = np.full(tables.items.height, -1, dtype=np.int32)
+        renumbered[item_rows] = np.arange(len(item_rows), dtype=np.int32)
+        histories = _split(report, log, renumbered[log.items], schema, settings)
+        progress.update()
     items = tables.items[item_rows]
     if schema.vector_width is not None:
         items = items.with_columns(pl.col(VECTOR).cast(pl.Array(pl.Float32, schema.vector_width)))
-    renumbered = np.full(tables.items.height, -1, dtype=np.int32)
-    renumbered[item_rows] = np.arange(len(item_rows), dtype=np.int32)
-    histories = _split(report, log, renumbered[log.items], schema, settings)
-    return _ValidTables(log, items, _user_table(report, log), histories, schema)
+    return _ValidTables(items, _user_table(report, log), histories, schema)
+
+
+def _advance(progress: tqdm, stage: str) -> None:
+    progress.update()
+    progress.set_description(stage)
 
 
 def _enough_feedback(report: Report, settings: DataSettings) -> np.ndarray:
@@ -205,15 +216,13 @@ def _user_table(report: Report, log: EventLog) -> pl.DataFrame:
     users = report.tables.users
     if users is None:
         return table
-    joined = table.join(users.cast({USER: table.schema[USER]}), on=USER, how="left", maintain_order="left")
-    num_unknown = int((~table[USER].is_in(users[USER].cast(table.schema[USER]).implode())).sum())
+    rows = number_ids(log.user_ids, users[USER])
+    num_unknown = int((rows < 0).sum())
     if num_unknown:
-        report.notes.append(
-            f"users: {num_unknown:,} users with events are not in the users table (static columns null)"
-        )
-    unused = users.height - (joined.height - num_unknown)
-    report.drop("rows of the users table without an event", unused)
-    return joined
+        report.notes.append(f"{num_unknown:,} users with events are not in the users table (static columns null)")
+    report.drop("rows of the users table without an event", users.height - (len(rows) - num_unknown))
+    places = pl.Series(rows).replace(-1, None)
+    return table.with_columns(users[name].gather(places) for name in users.columns if name != USER)
 
 
 def _details(report: Report, valid: _ValidTables) -> dict[str, Any]:
@@ -222,7 +231,7 @@ def _details(report: Report, valid: _ValidTables) -> dict[str, Any]:
         "source": provenance.source,
         "licence": provenance.licence,
         "citation": provenance.citation,
-        "num_users": len(valid.log.user_ids),
+        "num_users": valid.users.height,
         "num_items": valid.items.height,
         "num_events": valid.histories.num_events,
         "report": list(report.lines()),

@@ -89,7 +89,7 @@ def resolve_feedback(
     are seconds; what is left over is named in a note.
 
     Returns:
-        the events, column -> kind, and notes for the report.
+        the events without unused columns, column -> kind, and notes for the report.
     """
     notes = []
     if isinstance(declared, str):
@@ -105,10 +105,9 @@ def resolve_feedback(
     converted = [name for name, kind in kinds.items() if kind is FeedbackKind.SECONDS and name.endswith("_ms")]
     if converted:
         notes.append(f"milliseconds read as seconds: {', '.join(converted)} (now ending in _s)")
-    events = events.with_columns(
-        (pl.col(name) / 1000).cast(pl.Float32).alias(_in_seconds(name)) for name in converted
-    ).drop(converted)
-    return events, {_in_seconds(n) if n in converted else n: kind for n, kind in kinds.items()}, notes
+    events = events.with_columns((pl.col(name) / 1000).cast(pl.Float32).alias(_in_seconds(name)) for name in converted)
+    kinds = {_in_seconds(name) if name in converted else name: kind for name, kind in kinds.items()}
+    return events.select([name for name in events.columns if name in (*RESERVED, *kinds)]), kinds, notes
 
 
 def resolve_schema(tables: RawTables, settings: DataSettings) -> tuple[ResolvedSchema, list[str]]:

@@ -1,12 +1,13 @@
 """Settings of the `data` section: where events come from, how they are checked, filtered and split."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from onerec.world.settings import WorldSettings
 from tokenizer.settings import Settings
 
 
@@ -74,8 +75,10 @@ class SplitSettings(Settings):
     """How events become training, validation and test events."""
 
     kind: Literal["leave_one_out", "global_time", "column"] = "leave_one_out"
-    validation_from: datetime | None = Field(default=None, description="global_time: first moment of validation (UTC)")
-    test_from: datetime | None = Field(default=None, description="global_time: first moment of test (UTC)")
+    validation_from: datetime | None = Field(
+        default=None, description="global_time: first moment of validation, UTC without a zone"
+    )
+    test_from: datetime | None = Field(default=None, description="global_time: first moment of test, likewise")
     validation_fraction: float = Field(
         default=0.1, ge=0, lt=1, description="global_time without dates: share of all events"
     )
@@ -89,6 +92,11 @@ class SplitSettings(Settings):
         },
         description="column: what each label in the split column means",
     )
+
+    @field_validator("validation_from", "test_from")
+    @classmethod
+    def _in_utc(cls, moment: datetime | None) -> datetime | None:
+        return moment if moment is None or moment.tzinfo else moment.replace(tzinfo=UTC)
 
     @model_validator(mode="after")
     def _check(self) -> "SplitSettings":
@@ -138,6 +146,8 @@ class DataSettings(Settings):
         default=False,
         description="folder: put history.parquet (earlier events of unknown time) first; only the order is known then",
     )
+
+    world: WorldSettings = Field(WorldSettings(), description="world: what to simulate where no path is given")
 
     min_feedback: dict[str, float] = Field(
         default={}, description="keep only events whose feedback column is at least this, such as is_click: 1"

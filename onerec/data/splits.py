@@ -1,7 +1,5 @@
 """Training, validation and test labels for a log sorted by user and time."""
 
-from datetime import UTC, datetime
-
 import numpy as np
 import polars as pl
 
@@ -48,7 +46,7 @@ def split_by_time(seconds: np.ndarray, settings: SplitSettings) -> np.ndarray:
         labels uint8 (N,).
     """
     if settings.validation_from and settings.test_from:
-        cuts = (_unix_seconds(settings.validation_from), _unix_seconds(settings.test_from))
+        cuts = (settings.validation_from.timestamp(), settings.test_from.timestamp())
     else:
         shares = (settings.test_fraction + settings.validation_fraction, settings.test_fraction)
         ranks = [min(round(len(seconds) * (1 - share)), len(seconds) - 1) for share in shares]
@@ -108,7 +106,3 @@ def split_events(
             "leave_one_out."
         )
     return split_by_column(column, settings), []
-
-
-def _unix_seconds(moment: datetime) -> float:
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

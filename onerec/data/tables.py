@@ -42,9 +42,9 @@ class Part:
 class RawTables:
     """The three tables as a source read them: nothing dropped, nothing filtered, rows in file order.
 
-    events: `user_id`, `item_id` (strings or integers), `timestamp` (Unix seconds, integer or float; or a
-        Datetime) and/or `position` (integer place within the user), optionally `split` (label), and the
-        feedback columns. Order within a user is by timestamp, then position, then row.
+    events: `user_id`, `item_id` (strings or integers), `timestamp` (Unix seconds, integer or float) and/or
+        `position` (integer place within the user), optionally `split` (a string label), and the feedback
+        columns; strings are String, not Categorical. Order within a user is by timestamp, position, then row.
     items: `item_id`, then any text, category and number columns, and optionally `vector` (list or array of floats).
     users: `user_id` and static columns, or None.
     feedback: which event columns are feedback, and of which kind.
@@ -82,8 +82,8 @@ class Source:
     variants: tuple[str, ...] = ()  # values of `data.variant`
 
 
-def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
-    """One Parquet file, or some of its columns.
+def read_parquet(path: Path) -> pl.DataFrame:
+    """One Parquet file.
 
     Raises:
         DataError: no such file, or one that is truncated or not Parquet.
@@ -91,7 +91,7 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     if not path.is_file():
         raise DataError(f"{path}: no such file, expected a Parquet table. Check data.path and data.files.")
     try:
-        return pl.read_parquet(path, columns=columns, glob=False)
+        return pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: cannot be read as Parquet ({reason}). It may be truncated: write it again.") from None

@@ -62,7 +62,7 @@ class Report:
             )
             self.offences.append(Offence(kind, places[0][0], column, len(rows), shown, remedy, decision))
             if decision == "drop":
-                self.drop(f"{kind}s", len(rows))
+                self.drop(kind, len(rows))
         return decision
 
     def record_column(self, kind: str, table: TableName, column: str, found: str, remedy: str) -> None:
@@ -89,7 +89,7 @@ class Report:
         """The report for the person at the terminal."""
         yield from self.notes
         yield from (str(offence) for offence in self.offences)
-        yield from (f"dropped: {count:,} {reason}" for reason, count in self.dropped.items())
+        yield from (f"dropped: {reason}: {count:,}" for reason, count in self.dropped.items())
         if not self.dropped:
             yield "dropped: nothing"
 
@@ -111,6 +111,9 @@ def check_tables(report: Report) -> None:
         )
     report.refuse()
     _check_types(report)
+    for column in tables.feedback:
+        if "/" in column:
+            report.record_column("unusable name", "events", column, "found a slash", "rename the column")
     report.refuse()
     _check_keys(report, "items", ITEM)
     if tables.users is not None:

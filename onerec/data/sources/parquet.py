@@ -55,7 +55,7 @@ def assemble(
     renamed = [rename_columns(_plain_strings(frame), names, file) for file, frame in logs]
     file = ", ".join(name for name, _ in logs)
     try:
-        events = pl.concat(renamed, how="vertical_relaxed")
+        events = pl.concat(renamed, how="vertical")
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{file}: the event files differ in their columns or types ({error}).") from None
     events = timestamps_in_seconds(events, settings.timestamp_unit, file)
