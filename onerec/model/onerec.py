@@ -19,14 +19,13 @@ from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
+from onerec.data.batches import IGNORED_TARGET
 from onerec.errors import ArtifactError
 from onerec.model.configuration import NUM_SPECIAL_TOKENS, PAD_TOKEN, OneRecConfig
 from onerec.model.context import Context, ContextEncoder
 from onerec.model.decoder import Decoder, DecoderCache
 from onerec.model.heads import CodeHeads, ItemHead
 from onerec.model.layers import initialise, visible_up_to
-
-IGNORED_TARGET = -100
 
 
 @dataclass

@@ -1,0 +1,126 @@
+"""The pre-training stage: prepared data and an ID table in, the best validated model out."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers.trainer_utils import set_seed
+
+from onerec.data.batches import TrainingWindows, many_target_windows, one_target_windows
+from onerec.data.histories import Histories
+from onerec.errors import ArtifactError, DataError
+from onerec.model.onerec import OneRec
+from onerec.model.settings import ModelSettings
+from onerec.training.checkpoints import latest_checkpoint
+from onerec.training.settings import TrainingSettings
+from onerec.training.trainer import OneRecTrainer
+from tokenizer.artifacts import atomic_folder, read_manifest, require_same_hash, write_manifest
+from tokenizer.table import SemanticIdTable
+
+ARTIFACT_KIND = "pretrain"
+BEST = "best"
+
+Validate = Callable[[OneRec], dict[str, float]]
+
+
+def pretrain(
+    histories: Histories,
+    table: SemanticIdTable,
+    model_settings: ModelSettings,
+    training_settings: TrainingSettings,
+    validate: Validate,
+    folder: Path,
+    work_folder: Path,
+    inputs: dict[str, str],
+    config_hash: str,
+    seed: int,
+) -> OneRec:
+    """Train on the training events of `histories`, keep the weights best on validation, and store them in `folder`.
+
+    A training that was stopped continues from its newest checkpoint in `work_folder`, with the same losses as one that
+    was not.
+
+    Args:
+        validate: maps a model in evaluation mode to metrics, the selection metric among them.
+        inputs: content hashes of the artefacts this one is made from.
+
+    Raises:
+        DataError: no user has two training events.
+    """
+    torch.set_flush_denormal(True)
+    set_seed(seed)
+    model = build_model(model_settings, table)
+    windows = training_windows(histories, model)
+    work_folder.mkdir(parents=True, exist_ok=True)
+    best = work_folder / BEST
+
+    def keep_best(candidate: OneRec, step: int) -> None:
+        with atomic_folder(best) as temporary:
+            candidate.save_pretrained(temporary)
+            (temporary / "step.json").write_text(json.dumps({"step": step}))
+
+    trainer = OneRecTrainer(model, windows, training_settings, work_folder, seed, validate, keep_best)
+    resume_from = latest_checkpoint(work_folder)
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    if trainer.is_world_process_zero():
+        _publish(best, folder, trainer.state.log_history, inputs, config_hash, table)
+    trainer.accelerator.wait_for_everyone()
+    return load_pretrained(folder, table)
+
+
+def build_model(settings: ModelSettings, table: SemanticIdTable) -> OneRec:
+    """A freshly initialised model that holds the ID table."""
+    num_items = len(table.codes_NL)
+    model = OneRec(settings.configuration(table.codes_per_level, num_items))
+    model.set_codes(table.codes_NL, table.content_hash)
+    return model
+
+
+def training_windows(histories: Histories, model: OneRec) -> TrainingWindows:
+    """Windows over the training events in the form the model's context allows.
+
+    Raises:
+        DataError: no user has two training events.
+    """
+    make_windows = many_target_windows if model.config.context == "causal" else one_target_windows
+    windows = make_windows(histories, model.config.max_history_items)
+    if len(windows) == 0:
+        raise DataError(
+            "training: found no user with two training events, expected at least one. Lower the filters or add data."
+        )
+    return windows
+
+
+def load_pretrained(folder: Path, table: SemanticIdTable) -> OneRec:
+    """Load the stage's model in evaluation mode.
+
+    Raises:
+        ArtifactError: the folder is no finished pre-training, or its model was trained on another ID table.
+    """
+    read_manifest(folder, ARTIFACT_KIND)
+    model: OneRec = OneRec.from_pretrained(folder)
+    require_same_hash(
+        f"{folder}: its model was trained on another ID table",
+        model.config.table_hash,
+        table.content_hash,
+        "Use the tokenizer it was trained with, or train again.",
+    )
+    return model.eval()
+
+
+def _publish(
+    best: Path,
+    folder: Path,
+    log_history: list[dict[str, float]],
+    inputs: dict[str, str],
+    config_hash: str,
+    table: SemanticIdTable,
+) -> None:
+    if not best.is_dir():
+        raise ArtifactError(f"{best}: no validated weights were found. Delete {best.parent} and train again.")
+    with atomic_folder(folder) as temporary:
+        shutil.copytree(best, temporary, dirs_exist_ok=True)
+        (temporary / "log_history.json").write_text(json.dumps(log_history, indent=1))
+        write_manifest(temporary, ARTIFACT_KIND, {**inputs, "table": table.content_hash}, config_hash)

@@ -1,0 +1,271 @@
+"""OneRec's pre-training: transformers' Trainer with ragged batches, whole checkpoints and our evaluator.
+
+One Trainer "epoch" is the complete training: the sampler lays out the batches of all passes in an order fixed by the
+seed, so that a resumed run only skips batches and continues with the very same ones.
+
+Shapes: B batch, S positions, P targets a row.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.tensorboard import SummaryWriter
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+
+from onerec.data.batches import TrainingWindows, bucketed_batches
+from onerec.model.flops import training_flops
+from onerec.model.onerec import OneRec, OneRecOutput
+from onerec.training.checkpoints import STAGING, publish_checkpoint
+from onerec.training.settings import TrainingSettings
+from onerec.training.throughput import measure_matmul_gflops
+
+KEPT_CHECKPOINTS = 2
+
+
+class BatchPlan(Sampler[np.ndarray]):
+    """The windows of every step of a training, each process taking every `num_processes`-th window of a step."""
+
+    def __init__(
+        self, windows: TrainingWindows, settings: TrainingSettings, seed: int, rank: int, num_processes: int
+    ) -> None:
+        self._lengths = windows.lengths
+        self._settings = settings
+        self._seed, self._rank, self._num_processes = seed, rank, num_processes
+        steps_per_epoch = [len(self._batches(epoch)) for epoch in range(settings.epochs)]
+        self.epoch_ends = np.cumsum(steps_per_epoch)  # global step after each epoch
+
+    def __len__(self) -> int:
+        return int(self.epoch_ends[-1])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for epoch in range(self._settings.epochs):
+            for batch in self._batches(epoch):
+                yield batch[self._rank :: self._num_processes]
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        batches = bucketed_batches(self._lengths, self._settings.max_positions_per_step, self._seed, epoch)
+        return [batch for batch in batches if len(batch) >= self._num_processes]
+
+
+class _Rows:
+    """The dataset the loader sees: a window is its own number, so that a batch is collated in one vectorised call."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._num_rows = num_rows
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __getitem__(self, row: int) -> int:
+        return int(row)
+
+
+@dataclass
+class _Progress:
+    """Sums since the last line of the log."""
+
+    targets: int = 0
+    flops: float = 0.0
+    level_losses_L: Tensor | float = 0.0
+    item_loss: Tensor | float = 0.0
+
+
+class OneRecTrainer(Trainer):
+    """Trainer over `TrainingWindows`.
+
+    Args:
+        validate: maps the model to its validation metrics.
+        on_best: receives the model and the step whenever the selection metric has improved.
+    """
+
+    def __init__(
+        self,
+        model: OneRec,
+        windows: TrainingWindows,
+        settings: TrainingSettings,
+        folder: Path,
+        seed: int,
+        validate: Callable[[OneRec], dict[str, float]],
+        on_best: Callable[[OneRec, int], None],
+    ) -> None:
+        self._windows, self._settings, self._validate, self._on_best = windows, settings, validate, on_best
+        self._core_model = model
+        self._checkpoint_root = folder
+        args = _training_arguments(settings, folder, seed)
+        self._plan = BatchPlan(windows, settings, seed, args.process_index, args.world_size)
+        args.max_steps = len(self._plan)
+        args.warmup_steps = min(settings.warmup_steps, args.max_steps)
+        super().__init__(model=model, args=args, train_dataset=_Rows(len(windows)))
+        self.add_callback(_Milestones(self._plan.epoch_ends, settings))
+        self.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
+        self.model_accepts_loss_kwargs = False
+        self._matmul_gflops = measure_matmul_gflops(args.device)
+        self._progress = _Progress()
+        self._step_clock = _Stopwatch()
+
+    def get_train_dataloader(self) -> DataLoader:
+        return DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self._plan,  # type: ignore[arg-type]
+            collate_fn=lambda rows: self._windows.collate(np.asarray(rows)),
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Fused AdamW; norms and biases are not decayed."""
+        parameters = [p for p in self._core_model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self._settings.weight_decay},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        betas = (0.9, self._settings.adam_beta2)
+        self.optimizer = torch.optim.AdamW(groups, lr=self._settings.learning_rate, betas=betas, fused=True)
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, OneRecOutput]:
+        """Mean over the targets of all processes, so that two processes give the losses of one."""
+        outputs: OneRecOutput = model(**inputs)
+        loss = outputs.loss
+        assert loss is not None
+        assert outputs.num_targets is not None
+        if self.args.world_size > 1:
+            all_targets = self.accelerator.reduce(outputs.num_targets.float(), reduction="sum")
+            loss = loss * outputs.num_targets * self.args.world_size / all_targets
+        self._note_step(inputs, outputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the level losses and the speed since the last line."""
+        if "loss" in logs and self._progress.targets:
+            logs = {**logs, **self._drain_progress()}
+        super().log(logs, start_time)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Validate with the project's evaluator; the best weights so far are handed to `on_best`."""
+        was_training = self._core_model.training
+        self._core_model.eval()
+        metrics = {f"eval_{name}": value for name, value in self._validate(self._core_model).items()}
+        self._core_model.train(was_training)
+        self._step_clock.restart()
+        self.log(metrics)
+        best = self.state.best_metric
+        score = metrics[f"eval_{self._settings.selection_metric}"]
+        if (best is None or score > best) and self.is_world_process_zero():
+            self._on_best(self._core_model, self.state.global_step)
+        return metrics
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._checkpoint_root)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write the checkpoint aside and move it into place when every process has written its part."""
+        folder = self._checkpoint_root
+        self._checkpoint_root = folder / STAGING
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._checkpoint_root = folder
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            staged = folder / STAGING / f"checkpoint-{self.state.global_step}"
+            publish_checkpoint(staged, folder, keep=KEPT_CHECKPOINTS)
+        self.accelerator.wait_for_everyone()
+        self._step_clock.restart()
+
+    def _note_step(self, inputs: dict[str, Any], outputs: OneRecOutput) -> None:
+        assert outputs.num_targets is not None
+        assert outputs.level_losses_L is not None
+        progress, targets = self._progress, int(outputs.num_targets)
+        positions = int((inputs["input_ids"] != 0).sum())
+        mean_context = inputs["input_ids"].size(1) / (2 if inputs["target_items"].size(1) > 1 else 1)
+        progress.targets += targets
+        progress.flops += training_flops(self._core_model.config, positions, targets, mean_context)
+        progress.level_losses_L = progress.level_losses_L + outputs.level_losses_L * targets
+        if outputs.item_loss is not None:
+            progress.item_loss = progress.item_loss + outputs.item_loss.detach() * targets
+
+    def _drain_progress(self) -> dict[str, float]:
+        progress, seconds = self._progress, self._step_clock.restart()
+        self._progress = _Progress()
+        assert isinstance(progress.level_losses_L, Tensor)
+        losses = {
+            f"loss_level_{level}": float(loss) / progress.targets for level, loss in enumerate(progress.level_losses_L)
+        }
+        if isinstance(progress.item_loss, Tensor):
+            losses["loss_item_head"] = float(progress.item_loss) / progress.targets
+        speed = {
+            "targets_per_s": progress.targets / seconds,
+            "tokens_per_s": progress.targets * self._core_model.config.num_levels / seconds,
+            "flops_utilisation": progress.flops / seconds / 1e9 / self._matmul_gflops,
+        }
+        return {**losses, **speed}
+
+
+class _Milestones(TrainerCallback):
+    """Validates and saves at the ends of epochs and saves in between; a line is logged wherever something is saved."""
+
+    def __init__(self, epoch_ends: np.ndarray, settings: TrainingSettings) -> None:
+        ends = epoch_ends[settings.evaluate_every_epochs - 1 :: settings.evaluate_every_epochs]
+        self._validated = {int(step) for step in ends} | {int(epoch_ends[-1])}
+        self._checkpoint_steps = settings.checkpoint_steps
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        step = state.global_step
+        control.should_evaluate = step in self._validated
+        between = self._checkpoint_steps is not None and step % self._checkpoint_steps == 0
+        control.should_save = control.should_evaluate or between
+        control.should_log = control.should_log or control.should_save
+        return control
+
+
+class _Stopwatch:
+    """Seconds since it was last restarted."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def restart(self) -> float:
+        """Start again and return the seconds that had passed."""
+        start, self._start = self._start, time.perf_counter()
+        return max(self._start - start, 1e-9)
+
+
+def _training_arguments(settings: TrainingSettings, folder: Path, seed: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        seed=seed,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": settings.final_learning_rate_share},
+        max_grad_norm=settings.max_gradient_norm,
+        max_steps=1,  # set to the length of the plan once the number of processes is known
+        logging_steps=settings.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        eval_strategy="no",
+        metric_for_best_model=settings.selection_metric,
+        greater_is_better=True,
+        bf16=settings.precision == "bfloat16",
+        report_to=[],
+        remove_unused_columns=False,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        disable_tqdm=False,
+        dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
+    )

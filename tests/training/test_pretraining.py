@@ -1,0 +1,163 @@
+"""Pre-training on a small pattern: it learns, resumes exactly after SIGKILL, and refuses what does not belong."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onerec.data.histories import Histories, Split
+from onerec.errors import ArtifactError, DataError
+from onerec.model.onerec import OneRec
+from onerec.model.settings import ModelSettings
+from onerec.training.pretraining import load_pretrained, pretrain
+from onerec.training.settings import TrainingSettings
+from tokenizer.table import SemanticIdTable
+
+NUM_ITEMS = 12
+
+
+def cyclic_histories(num_users: int = 60, length: int = 9, seed: int = 0) -> Histories:
+    """Users who walk through the catalogue in a circle, so that the next item is certain."""
+    starts = np.random.default_rng(seed).integers(0, NUM_ITEMS, num_users)
+    items = ((starts[:, None] + np.arange(length)) % NUM_ITEMS).astype(np.int32).ravel()
+    splits = np.tile([Split.TRAIN] * (length - 2) + [Split.VALIDATION, Split.TEST], num_users).astype(np.uint8)
+    times = np.tile(np.arange(length), num_users).astype(np.int64)
+    return Histories(np.arange(num_users + 1, dtype=np.int64) * length, items, times, splits)
+
+
+def small_table() -> SemanticIdTable:
+    codes_NL = np.stack([np.arange(NUM_ITEMS) // 4, np.arange(NUM_ITEMS) % 4], axis=1).astype(np.int32)
+    return SemanticIdTable.of_unique(codes_NL, (3, 4), [f"item-{item}" for item in range(NUM_ITEMS)])
+
+
+SMALL_MODEL = ModelSettings(d_model=16, num_heads=2, d_ff=32, num_context_layers=1, num_decoder_layers=1)
+
+
+def train_small(
+    folder: Path, epochs: int = 6, histories: Histories | None = None, seconds_per_validation: float = 0
+) -> OneRec:
+    """The smallest training; what `validate` returns grows, so that the last weights are the best."""
+    calls = iter(range(10_000))
+
+    def validate(model: OneRec) -> dict[str, float]:
+        time.sleep(seconds_per_validation)
+        return {"ndcg@10": float(next(calls))}
+
+    settings = TrainingSettings(
+        epochs=epochs,
+        max_positions_per_step=64,
+        learning_rate=1e-2,
+        warmup_steps=5,
+        evaluate_every_epochs=1,
+        checkpoint_steps=3,
+        logging_steps=1,
+    )
+    return pretrain(
+        histories or cyclic_histories(),
+        small_table(),
+        SMALL_MODEL,
+        settings,
+        validate,
+        folder / "pretrain",
+        folder / "checkpoints",
+        inputs={"data": "0" * 64},
+        config_hash="1" * 64,
+        seed=3,
+    )
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    """(step, loss) of every line of a finished training's log."""
+    log = json.loads((folder / "pretrain" / "log_history.json").read_text())
+    return [(line["step"], line["loss"]) for line in log if "loss" in line]
+
+
+def test_certain_successors_are_learnt(tmp_path: Path) -> None:
+    train_small(tmp_path, epochs=12)
+    trace = losses(tmp_path)
+    assert trace[-1][1] < 0.35 * trace[0][1]
+
+
+def test_log_tells_level_losses_and_speed(tmp_path: Path) -> None:
+    train_small(tmp_path, epochs=1)
+    log = json.loads((tmp_path / "pretrain" / "log_history.json").read_text())
+    line = next(line for line in log if "loss" in line)
+    expected = {"loss_level_0", "loss_level_1", "loss_item_head", "targets_per_s", "tokens_per_s", "flops_utilisation"}
+    assert expected <= line.keys()
+    assert line["loss"] == pytest.approx(line["loss_level_0"] + line["loss_level_1"] + line["loss_item_head"], rel=1e-4)
+    assert list((tmp_path / "checkpoints" / "tensorboard").iterdir())
+
+
+def test_seed_fixes_the_trace(tmp_path: Path) -> None:
+    train_small(tmp_path / "first", epochs=2)
+    train_small(tmp_path / "second", epochs=2)
+    assert losses(tmp_path / "first") == losses(tmp_path / "second")
+
+
+def test_held_out_events_change_nothing(tmp_path: Path) -> None:
+    histories = cyclic_histories()
+    marked = histories.items.copy()
+    marked[histories.splits != Split.TRAIN] = 7
+    train_small(tmp_path / "plain", epochs=2, histories=histories)
+    other = Histories(histories.offsets, marked, histories.timestamps, histories.splits)
+    train_small(tmp_path / "marked", epochs=2, histories=other)
+    assert losses(tmp_path / "plain") == losses(tmp_path / "marked")
+    weights = [(tmp_path / run / "pretrain" / "model.safetensors").read_bytes() for run in ("plain", "marked")]
+    assert weights[0] == weights[1]
+
+
+def test_no_trainable_user_is_an_error(tmp_path: Path) -> None:
+    single = Histories(np.array([0, 1]), np.array([3], np.int32), np.array([0]), np.array([0], np.uint8))
+    with pytest.raises(DataError, match="no user with two training events"):
+        train_small(tmp_path, histories=single)
+
+
+def test_model_of_another_table_is_refused(tmp_path: Path) -> None:
+    train_small(tmp_path, epochs=1)
+    table = small_table()
+    other = SemanticIdTable.of_unique(table.codes_NL[::-1], table.codes_per_level, table.item_ids)
+    with pytest.raises(ArtifactError, match=table.content_hash):
+        load_pretrained(tmp_path / "pretrain", other)
+
+
+@pytest.mark.parametrize("num_kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_run_continues_with_the_same_losses(tmp_path: Path, num_kills: int) -> None:
+    train_small(tmp_path / "unbroken")
+    generator = random.Random(num_kills)
+    killed = 0
+    while killed < num_kills:
+        process = _start_training(tmp_path / "killed")
+        _wait_for_progress(tmp_path / "killed" / "checkpoints", process)
+        time.sleep(generator.uniform(0, 1.5))
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            killed += 1
+        else:
+            break
+        process.wait()
+    assert killed >= 1
+    train_small(tmp_path / "killed")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "unbroken")
+
+
+def _start_training(folder: Path) -> subprocess.Popen[bytes]:
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"from pathlib import Path\nfrom test_pretraining import train_small\n"
+        f"train_small(Path({str(folder)!r}), seconds_per_validation=0.4)"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def _wait_for_progress(checkpoints: Path, process: subprocess.Popen[bytes]) -> None:
+    """Return when a new checkpoint has appeared or the process has ended."""
+    before = set(checkpoints.glob("checkpoint-*"))
+    while process.poll() is None and set(checkpoints.glob("checkpoint-*")) <= before:
+        time.sleep(0.02)
