@@ -38,7 +38,7 @@ _DURATIONS = {  # milliseconds in the file -> seconds in the table
 _LOG: Columns = {
     **dict.fromkeys(("user_id", "video_id", "time_ms"), pl.Int64),
     **dict.fromkeys(_FLAGS, pl.Int8),
-    **dict.fromkeys(_DURATIONS, pl.Float32),
+    **dict.fromkeys(_DURATIONS, pl.Float64),
 }
 _VIDEO_NUMBERS = ("author_id", "visible_status", "server_width", "server_height", "music_id", "music_type")
 _VIDEO: Columns = {
