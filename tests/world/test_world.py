@@ -164,28 +164,27 @@ def test_drift_is_stationary() -> None:
     np.testing.assert_allclose(spreads, 0.25 / np.sqrt(1 - 0.97**2), rtol=0.03)
 
 
-def test_drift_shows_in_the_clicks() -> None:
-    """What a user clicks resembles what the same user clicked just before more than what was clicked long before."""
-    settings = WorldSettings(
-        num_users=300,
-        num_items=300,
-        num_events=45_000,
-        seed=5,
-        activity_spread=0,
-        random_share=1,
-        popularity_share=0,
-    )
+def fading(settings: WorldSettings) -> float:
+    """By how many standard errors a user's first clicks resemble the next ones more than the last ones."""
     log, places_ND = joined_log(settings), World(settings).catalogue.places_ND
-    near, far = [], []
-    for user in range(settings.num_users):
-        clicked = places_ND[log["item_id"][(log["user_id"] == user) & (log["click"] == 1)]]
-        if len(clicked) >= 30:
-            first, second, last = clicked[:10].mean(axis=0), clicked[10:20].mean(axis=0), clicked[-10:].mean(axis=0)
-            near.append(first @ second)
-            far.append(first @ last)
-    difference = np.array(near) - np.array(far)
-    assert len(difference) > 100
-    assert difference.mean() > 3 * difference.std() / np.sqrt(len(difference))
+    clicked_by_user = [
+        places_ND[log["item_id"][(log["user_id"] == user) & (log["click"] == 1)]] for user in range(settings.num_users)
+    ]
+    differences = np.array(
+        [
+            clicked[:10].mean(axis=0) @ (clicked[10:20].mean(axis=0) - clicked[-10:].mean(axis=0))
+            for clicked in clicked_by_user
+            if len(clicked) >= 30
+        ]
+    )
+    assert len(differences) > 250
+    return float(differences.mean() / differences.std() * np.sqrt(len(differences)))
+
+
+def test_drift_shows_in_the_clicks_and_only_if_drift_is_on() -> None:
+    settings = WorldSettings(num_users=300, num_items=300, num_events=45_000, seed=5, activity_spread=0)
+    assert fading(settings) > 4
+    assert abs(fading(settings.model_copy(update={"drift": 0.0}))) < 3
 
 
 def test_an_empty_place_shows_nothing() -> None:
