@@ -160,7 +160,7 @@ class SasRec:
         with tqdm(total=settings.epochs, desc=f"train {sasrec.name}", unit="epoch") as progress:
             for epoch in range(settings.epochs):
                 sasrec.network.train()
-                batches = bucketed_batches(windows.lengths, settings.max_positions_per_step, settings.seed, epoch)
+                batches = bucketed_batches(windows.num_positions, settings.max_positions_per_step, settings.seed, epoch)
                 losses = [_step(sasrec.network, optimizer, windows.collate(rows), settings) for rows in batches]
                 progress.update()
                 progress.set_postfix(loss=f"{np.mean(losses):.3f}", validation=f"{best.score:.4f}")
@@ -195,9 +195,10 @@ def _step(
     network: SasRecNetwork, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], settings: SasRecSettings
 ) -> float:
     items_BS, lengths_B = (batch["input_ids"] - 1).clamp(min=0), (batch["input_ids"] != 0).sum(dim=1)
-    has_target_BS = batch["target_items"] != IGNORED_TARGET
+    targets_BS = batch["target_items"][:, 1:]  # SASRec has no start position: a history's first item is no target
+    has_target_BS = targets_BS != IGNORED_TARGET
     states_MD = network(items_BS, lengths_B)[has_target_BS]
-    targets_M = batch["target_items"][has_target_BS]
+    targets_M = targets_BS[has_target_BS]
     if settings.loss == "cross_entropy":
         loss = F.cross_entropy(states_MD @ network.items.weight.T, targets_M)
     else:

@@ -48,8 +48,9 @@ class ItemEmbedding(nn.Module):
 class ContextEncoder(nn.Module):
     """Item vectors and positions, then pre-RMSNorm attention blocks (technical report, section 2.2).
 
-    `code_rows_NL` holds each item's semantic ID as rows of the code table, all levels stacked, so that the ID table
-    travels with the weights.
+    A learnt start position stands before the first item, in the place of the report's static pathway, so that a user
+    without history has a context too. `code_rows_NL` holds each item's semantic ID as rows of
+    the code table, all levels stacked, so that the ID table travels with the weights.
     """
 
     main_input_name = "input_ids"  # transformers' generate asks the encoder for it
@@ -61,6 +62,7 @@ class ContextEncoder(nn.Module):
         self.item_dropout = config.item_dropout
         self.register_buffer("code_rows_NL", torch.zeros(config.num_items, config.num_levels, dtype=torch.long))
         self.embedding = ItemEmbedding(config)
+        self.start = nn.Embedding(1, config.d_model)
         self.positions = nn.Embedding(config.max_history_items, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(ContextBlock(config) for _ in range(config.num_context_layers))
@@ -72,17 +74,17 @@ class ContextEncoder(nn.Module):
         return self.embedding(items, self.code_rows_NL)
 
     def encode(self, items_BS: Tensor, lengths_B: Tensor) -> Tensor:
-        """Right-padded item indices -> states (B, S, D); what stands in the padding never reaches a real position."""
-        num_positions = items_BS.size(1)
-        x_BSD = self.embedding(items_BS, self.code_rows_NL)
+        """Right-padded item indices -> states (B, 1 + S, D), the start's first; padding reaches no real position."""
+        items_BSD = self.embedding(items_BS, self.code_rows_NL)
         if self.training and self.item_dropout:
             keep_BS = torch.rand(items_BS.shape, device=items_BS.device) >= self.item_dropout
-            x_BSD = x_BSD * keep_BS[..., None]
-        x_BSD = self.dropout(x_BSD + self.positions.weight[:num_positions])
-        visible = None if self.causal else visible_up_to(lengths_B, num_positions)
+            items_BSD = items_BSD * keep_BS[..., None]
+        items_BSD = items_BSD + self.positions.weight[: items_BS.size(1)]
+        x = self.dropout(torch.cat([self.start.weight.expand(items_BS.size(0), 1, -1), items_BSD], dim=1))
+        visible = None if self.causal else visible_up_to(lengths_B + 1, x.size(1))
         for block in self.blocks:
-            x_BSD = block(x_BSD, visible, self.causal)
-        return self.norm(x_BSD)
+            x = block(x, visible, self.causal)
+        return self.norm(x)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> BaseModelOutput:
         """The form transformers' generate calls: item index + 1, 0 for padding on the right."""

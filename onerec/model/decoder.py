@@ -82,7 +82,7 @@ class Decoder(nn.Module):
     def __init__(self, config: OneRecConfig) -> None:
         super().__init__()
         self.first_rows = [sum(config.codes_per_level[:level]) for level in range(config.num_levels)]
-        self.bos = nn.Parameter(torch.zeros(config.d_model))
+        self.bos = nn.Embedding(1, config.d_model)
         self.codes = nn.Embedding(sum(config.codes_per_level[:-1]) or 1, config.d_model)
         self.levels = nn.Embedding(config.num_levels, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
@@ -99,7 +99,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Teacher forcing: the first T codes of each target, T < L, as table rows -> states (B, P, T + 1, D)."""
         num_positions = code_rows_BPT.size(-1) + 1
-        bos = self.bos.expand(*code_rows_BPT.shape[:2], 1, -1)
+        bos = self.bos.weight.expand(*code_rows_BPT.shape[:2], 1, -1)
         x_BPLD = torch.cat([bos, self.codes(code_rows_BPT)], dim=2) + self.levels.weight[:num_positions]
         x_BPLD = self.dropout(x_BPLD)
         for block, block_keys, block_values in zip(self._layers(), keys, values, strict=True):
@@ -109,7 +109,7 @@ class Decoder(nn.Module):
     def step(self, codes_BW: Tensor | None, level: int, context: Context, cache: DecoderCache) -> Tensor:
         """State (B, W, D) that predicts `level`, given the codes chosen at the level before it (None at level 0)."""
         if codes_BW is None:
-            x_BWD = self.bos.expand(context.num_requests, 1, -1)
+            x_BWD = self.bos.weight.expand(context.num_requests, 1, -1)
         else:
             x_BWD = self.codes(codes_BW + self.first_rows[level - 1])
         x_BWD = x_BWD + self.levels.weight[level]

@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from onerec.model.configuration import OneRecConfig
 
-
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
+
+
+EMBEDDING_STD = 0.02
 
 
 def split_heads(x_BQD: Tensor, num_heads: int) -> Tensor:
@@ -111,13 +113,16 @@ class ContextBlock(nn.Module):
 
 
 def initialise(module: nn.Module, depth: int) -> None:
-    """Normal weights of variance 1 / fan-in; residual outputs shrunk by sqrt(2 * depth); unit norms."""
+    """Normal weights of variance 1 / fan-in; residual outputs shrunk by sqrt(2 * depth); unit norms.
+
+    Embeddings start small: what a rare item keeps of its random start is noise.
+    """
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=module.in_features**-0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+        nn.init.normal_(module.weight, std=EMBEDDING_STD)
     elif isinstance(module, nn.RMSNorm):
         nn.init.ones_(module.weight)
     elif isinstance(module, SelfAttention | CrossAttention | FeedForward):

@@ -5,8 +5,8 @@ Departures from the report:
 2. With a causal context every history position is a target in one pass; the report trains one target a sample.
 3. An auxiliary softmax over all items may train the context beside the codes; it is never part of decoding.
 
-Shapes: B batch, S history length in items, P targets a row, M targets in all, T decoder tokens, L levels, K codes of
-a level, V flat vocabulary, W beams, D width.
+Shapes: B batch, S context positions (the start and the history items; in arguments the items alone), P targets a row,
+M targets in all, T decoder tokens, L levels, K codes of a level, V flat vocabulary, W beams, D width.
 """
 
 from dataclasses import dataclass
@@ -81,7 +81,9 @@ class OneRec(PreTrainedModel, GenerationMixin):
         """Encode right-padded histories of item indices; what stands in the padding does not matter."""
         states_BSD = self.encoder.encode(items_BS, lengths_B)
         ragged = bool((lengths_B < items_BS.size(1)).any())
-        return self._context(states_BSD, visible_up_to(lengths_B, items_BS.size(1)) if ragged else None)
+        visible = visible_up_to(lengths_B + 1, states_BSD.size(1)) if ragged else None
+        keys, values = self.decoder.project_context(states_BSD)
+        return Context(states_BSD, keys, values, visible)
 
     def new_cache(self) -> DecoderCache:
         """An empty cache for one beam search."""
@@ -108,13 +110,14 @@ class OneRec(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: (B, S) item index + 1, 0 for padding on the right.
-            target_items: (B, S) the item after each position for a causal context, or (B, 1) the item after the
-                whole history; -100 where there is none.
+            target_items: (B, 1 + S) the item after the start and after each item for a causal context, or (B, 1) the
+                item after the whole history; -100 where there is none.
             decoder_input_ids: (B, T) flat tokens [BOS, code, ...] with T <= L; used when no targets are given.
             labels: (B, T) flat tokens to predict, -100 to leave out.
         """
         mask_BS = self._history_mask(input_ids, attention_mask, encoder_outputs)
-        states_BSD = self._encoder_states(input_ids, mask_BS, encoder_outputs)
+        states_BSD = self.encoder(input_ids, mask_BS)[0] if encoder_outputs is None else encoder_outputs[0]
+        mask_BS = F.pad(mask_BS, (1, 0), value=True)  # from here on S counts the start position
         if target_items is not None:
             return self._target_loss(states_BSD, mask_BS, target_items)
         if decoder_input_ids is None:
@@ -152,18 +155,8 @@ class OneRec(PreTrainedModel, GenerationMixin):
             return input_ids != PAD_TOKEN
         if encoder_outputs is None:
             raise ValueError("OneRec.forward needs input_ids or encoder_outputs")
-        return torch.ones(encoder_outputs[0].shape[:2], dtype=torch.bool, device=encoder_outputs[0].device)
-
-    def _encoder_states(
-        self, input_ids: Tensor | None, mask_BS: Tensor, encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None
-    ) -> Tensor:
-        if encoder_outputs is not None:
-            return encoder_outputs[0]
-        return self.encoder(input_ids, mask_BS)[0]
-
-    def _context(self, states_BSD: Tensor, visible: Tensor | None) -> Context:
-        keys, values = self.decoder.project_context(states_BSD)
-        return Context(states_BSD, keys, values, visible)
+        rows, positions = encoder_outputs[0].shape[:2]
+        return torch.ones(rows, positions - 1, dtype=torch.bool, device=encoder_outputs[0].device)
 
     def _target_loss(self, states_BSD: Tensor, mask_BS: Tensor, target_items_BP: Tensor) -> OneRecOutput:
         has_target_BP = target_items_BP != IGNORED_TARGET
@@ -186,7 +179,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
     def _visible_to_targets(self, mask_BS: Tensor, num_targets: int) -> Tensor:
         """Which context positions each decoder position sees, broadcast to (B, H, P * L, S)."""
         num_positions, num_levels = mask_BS.size(1), self.config.num_levels
-        if num_targets == 1:
+        if num_targets != num_positions:
             return mask_BS[:, None, None, :]
         causal_SS = torch.ones(num_positions, num_positions, dtype=torch.bool, device=mask_BS.device).tril()
         return causal_SS.repeat_interleave(num_levels, dim=0)

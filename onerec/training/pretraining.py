@@ -47,7 +47,7 @@ def pretrain(
         inputs: content hashes of the artefacts this one is made from.
 
     Raises:
-        DataError: no user has two training events.
+        DataError: there is no training event.
     """
     torch.set_flush_denormal(True)
     set_seed(seed)
@@ -82,14 +82,12 @@ def training_windows(histories: Histories, model: OneRec) -> TrainingWindows:
     """Windows over the training events in the form the model's context allows.
 
     Raises:
-        DataError: no user has two training events.
+        DataError: there is no training event.
     """
     make_windows = many_target_windows if model.config.context == "causal" else one_target_windows
     windows = make_windows(histories, model.config.max_history_items)
     if len(windows) == 0:
-        raise DataError(
-            "training: found no user with two training events, expected at least one. Lower the filters or add data."
-        )
+        raise DataError("training: found no training event, expected at least one. Lower the filters or add data.")
     return windows
 
 

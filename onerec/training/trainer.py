@@ -36,7 +36,7 @@ class BatchPlan(Sampler[np.ndarray]):
     def __init__(
         self, windows: TrainingWindows, settings: TrainingSettings, seed: int, rank: int, num_processes: int
     ) -> None:
-        self._lengths = windows.lengths
+        self._num_positions = windows.num_positions
         self._settings = settings
         self._seed, self._rank, self._num_processes = seed, rank, num_processes
         steps_per_epoch = [len(self._batches(epoch)) for epoch in range(settings.epochs)]
@@ -51,7 +51,7 @@ class BatchPlan(Sampler[np.ndarray]):
                 yield batch[self._rank :: self._num_processes]
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
-        batches = bucketed_batches(self._lengths, self._settings.max_positions_per_step, self._seed, epoch)
+        batches = bucketed_batches(self._num_positions, self._settings.max_positions_per_step, self._seed, epoch)
         return [batch for batch in batches if len(batch) >= self._num_processes]
 
 

@@ -113,10 +113,10 @@ def test_held_out_events_change_nothing(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
 
 
-def test_no_trainable_user_is_an_error(tmp_path: Path) -> None:
-    single = Histories(np.array([0, 1]), np.array([3], np.int32), np.array([0]), np.array([0], np.uint8))
-    with pytest.raises(DataError, match="no user with two training events"):
-        train_small(tmp_path, histories=single)
+def test_no_training_event_is_an_error(tmp_path: Path) -> None:
+    held_out = Histories(np.array([0, 1]), np.array([3], np.int32), np.array([0]), np.array([2], np.uint8))
+    with pytest.raises(DataError, match="no training event"):
+        train_small(tmp_path, histories=held_out)
 
 
 def test_model_of_another_table_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,156 @@
+"""The model: training, decoding and transformers' form give the same numbers; padding and options change nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from onerec.data.batches import IGNORED_TARGET
+from onerec.errors import ArtifactError
+from onerec.model.configuration import OneRecConfig
+from onerec.model.onerec import OneRec
+
+CODES_PER_LEVEL = [5, 4, 6]
+NUM_ITEMS = 40
+
+
+def build_model(**changes: object) -> OneRec:
+    torch.manual_seed(1)
+    shape = {"d_model": 16, "num_heads": 2, "d_ff": 32, "max_history_items": 8, **changes}
+    model = OneRec(OneRecConfig(codes_per_level=CODES_PER_LEVEL, num_items=NUM_ITEMS, **shape)).eval()
+    model.set_codes(np.random.default_rng(0).integers(0, CODES_PER_LEVEL, (NUM_ITEMS, 3)), "hash-of-the-table")
+    # Larger embeddings than at the start of training, so that a lost term cannot hide below the tolerance.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def codes_of(model: OneRec) -> torch.Tensor:
+    first_rows = torch.tensor(model.config.level_offsets) - model.config.level_offsets[0]
+    return model.encoder.code_rows_NL - first_rows
+
+
+def log_probabilities_by_steps(model: OneRec, history: list[int], item: int) -> torch.Tensor:
+    """What beam search would sum for `item`, level by level (L,)."""
+    context = model.encode(torch.tensor([history or [0]]), torch.tensor([len(history)]))
+    cache, chosen, found = model.new_cache(), None, []
+    for level, code in enumerate(codes_of(model)[item]):
+        found.append(model.decode_step(chosen, level, context, cache)[0, 0, code])
+        chosen = code.view(1, 1)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("context", ["causal", "bidirectional"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "swiglu"])
+def test_decoding_steps_give_the_training_loss(context: str, activation: str) -> None:
+    model = build_model(context=context, activation=activation)
+    history, item = [3, 17, 30, 3], 22
+    output = model(input_ids=torch.tensor([history]) + 1, target_items=torch.tensor([[item]]))
+    torch.testing.assert_close(output.level_losses_L, -log_probabilities_by_steps(model, history, item))
+
+
+def test_every_position_equals_its_one_target_form() -> None:
+    model = build_model(item_head_weight=0.5)
+    histories, targets = [[3, 17, 30, 4], [8, 8]], [[9, 17, 30, 4, 21], [1, 8, 5]]
+    many = model(
+        input_ids=torch.tensor([[4, 18, 31, 5], [9, 9, 0, 0]]),
+        target_items=torch.tensor([targets[0], [*targets[1], IGNORED_TARGET, IGNORED_TARGET]]),
+    )
+    single = [
+        model(input_ids=torch.tensor([[i + 1 for i in history[:cut]] or [0]]), target_items=torch.tensor([[row[cut]]]))
+        for history, row in zip(histories, targets, strict=True)
+        for cut in range(len(row))
+    ]
+    assert many.num_targets == 8
+    torch.testing.assert_close(many.loss, torch.stack([output.loss for output in single]).mean())
+    torch.testing.assert_close(many.item_loss, torch.stack([output.item_loss for output in single]).mean())
+
+
+@pytest.mark.parametrize("context", ["causal", "bidirectional"])
+def test_padding_and_company_change_nothing(context: str) -> None:
+    model = build_model(context=context)
+    alone = model.decode_step(None, 0, model.encode(torch.tensor([[3, 9]]), torch.tensor([2])), model.new_cache())
+    rows = torch.tensor([[3, 9, 39, 39], [1, 2, 3, 4]])
+    together = model.decode_step(None, 0, model.encode(rows, torch.tensor([2, 4])), model.new_cache())
+    torch.testing.assert_close(together[:1], alone)
+
+
+def test_user_without_history_has_finite_probabilities() -> None:
+    log_probs = log_probabilities_by_steps(build_model(), [], 5)
+    assert torch.isfinite(log_probs).all()
+
+
+def test_causal_context_ignores_the_future() -> None:
+    model = build_model()
+    first = model.encoder.encode(torch.tensor([[3, 9, 7]]), torch.tensor([3]))
+    second = model.encoder.encode(torch.tensor([[3, 9, 30]]), torch.tensor([3]))
+    torch.testing.assert_close(first[:, :3], second[:, :3])
+    assert not torch.allclose(first[:, 3], second[:, 3])
+
+
+def test_beams_follow_their_parents() -> None:
+    model = build_model()
+    context, cache = model.encode(torch.tensor([[3, 9]]), torch.tensor([2])), model.new_cache()
+    model.decode_step(None, 0, context, cache)
+    cache.reorder(torch.zeros(1, 3, dtype=torch.long))
+    model.decode_step(torch.tensor([[0, 1, 2]]), 1, context, cache)
+    cache.reorder(torch.tensor([[2, 0, 0]]))
+    found = model.decode_step(torch.tensor([[3, 1, 2]]), 2, context, cache)
+    for beam, prefix in enumerate([(2, 3), (0, 1), (0, 2)]):
+        lone = model.new_cache()
+        model.decode_step(None, 0, context, lone)
+        model.decode_step(torch.tensor([[prefix[0]]]), 1, context, lone)
+        expected = model.decode_step(torch.tensor([[prefix[1]]]), 2, context, lone)
+        torch.testing.assert_close(found[:, beam], expected[:, 0])
+
+
+def test_flat_logits_are_those_of_the_levels() -> None:
+    model = build_model()
+    item, history = 22, [3, 17]
+    codes, offsets = codes_of(model)[item], torch.tensor(model.config.level_offsets)
+    tokens = torch.cat([torch.tensor([1]), (codes + offsets)[:2]])[None]
+    logits = model(input_ids=torch.tensor([history]) + 1, decoder_input_ids=tokens).logits
+    log_probs = logits.log_softmax(-1)[0, torch.arange(3), codes + offsets]
+    torch.testing.assert_close(log_probs, log_probabilities_by_steps(model, history, item))
+    assert torch.isneginf(logits[0, 0, : offsets[0]]).all()
+    assert torch.isneginf(logits[0, 0, offsets[1] :]).all()
+
+
+def test_auxiliary_head_leaves_the_plain_path_alone() -> None:
+    plain, with_head = build_model(), build_model(item_head_weight=1.0)
+    with_head.load_state_dict(plain.state_dict(), strict=False)
+    inputs = {"input_ids": torch.tensor([[4, 18]]), "target_items": torch.tensor([[22]])}
+    torch.testing.assert_close(with_head(**inputs).level_losses_L, plain(**inputs).level_losses_L)
+
+
+def test_weights_come_back_with_their_table(tmp_path: Path) -> None:
+    model = build_model()
+    model.save_pretrained(tmp_path)
+    loaded = OneRec.from_pretrained(tmp_path).eval()
+    np.testing.assert_array_equal(loaded.encoder.code_rows_NL, model.encoder.code_rows_NL)
+    assert loaded.config.table_hash == "hash-of-the-table"
+    torch.testing.assert_close(
+        log_probabilities_by_steps(loaded, [1, 2], 3), log_probabilities_by_steps(model, [1, 2], 3)
+    )
+
+
+def test_table_of_another_shape_is_refused() -> None:
+    model = build_model()
+    with pytest.raises(ArtifactError, match=r"found shape \(39, 3\), expected \(40, 3\)"):
+        model.set_codes(np.zeros((39, 3), dtype=np.int32), "x")
+    with pytest.raises(ArtifactError, match="outside its level"):
+        model.set_codes(np.full((40, 3), 5), "x")
+
+
+def test_item_dropout_hides_items_in_training_only() -> None:
+    model = build_model(item_dropout=0.999)
+    items, lengths = torch.tensor([[3, 9, 7]]), torch.tensor([3])
+    quiet = model.encoder.encode(items, lengths)
+    torch.testing.assert_close(quiet, model.encoder.encode(items, lengths))
+    model.train()
+    torch.manual_seed(0)
+    assert not torch.allclose(quiet, model.encoder.encode(items, lengths))
+
+
