@@ -84,6 +84,7 @@ def measure(sizes: Sizes) -> dict[str, Any]:
         "items": sizes.num_items,
         "input_mib": round(input_bytes / 2**20, 1),
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),  # beside seconds: how busy the machine was
         "events_per_s": round(sizes.num_events / seconds),
         "peak_gib": round(usage.ru_maxrss * 1024 / _GIBIBYTE, 3),
     }
@@ -96,7 +97,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="half a million events, a few seconds")
     arguments = parser.parse_args(argv)
     figures = measure(QUICK if arguments.quick else FULL)
-    figures |= {"machine": platform.machine(), "cores": os.cpu_count(), "packages": package_versions()}
+    figures |= {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "packages": package_versions(),
+    }
     for key, value in figures.items():
         print(f"{key}: {value}")
     if arguments.json:

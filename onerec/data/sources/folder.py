@@ -105,12 +105,12 @@ def _with_history(events: pl.DataFrame, folder: Path) -> list[tuple[str, pl.Data
     unknown for the history; times are among those that go.
     """
     file = folder / "history.parquet"
-    history = read_parquet(file)
+    history = read_parquet(file).with_columns(pl.col(POSITION).cast(pl.Int64))
     time = next(name for name in (TIMESTAMP, _MILLISECONDS) if name in events.columns)
     ends = history.group_by("user").agg((pl.col(POSITION).max() + 1).alias("end"))
-    rank = pl.col(time).rank("ordinal").over("user").cast(pl.Int32) - 1
+    rank = pl.col(time).rank("ordinal").over("user").cast(pl.Int64) - 1
     later = events.join(ends, on="user", how="left", maintain_order="left").with_columns(
-        (rank + pl.col("end").fill_null(0)).cast(pl.Int32).alias(POSITION)
+        (rank + pl.col("end").fill_null(0)).alias(POSITION)
     )
     shared = [name for name in history.columns if name in later.columns]
     if SPLIT in later.columns:
