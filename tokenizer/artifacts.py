@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -20,6 +21,7 @@ from tokenizer.errors import ArtifactError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+_RETIRED = ".old"  # ending of a folder on its way out
 _RECORDED_PACKAGES = ("torch", "transformers", "numpy", "polars", "faiss-cpu", "accelerate", "safetensors")
 
 
@@ -69,27 +71,37 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it takes the place of `path`.
 
     Raises:
-        ArtifactError: the disk is full or the folder cannot be written.
+        ArtifactError: the disk is full, the folder cannot be written, or `path` is a file.
     """
     with explained_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    retired = temporary.with_name(temporary.name + ".old")
+    retired = temporary.with_name(temporary.name + _RETIRED)
     try:
         with explained_os_errors(path):
+            restore_folder(path)
+            if path.exists() and not path.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
             yield temporary
             temporary.chmod(0o777 & ~_current_umask())
             for file in sorted(temporary.rglob("*")):
                 _sync(file)
-            if path.exists():
-                os.replace(path, retired)
-            os.replace(temporary, path)
+            _sync(temporary)
+            _take_place(temporary, path, retired)
             _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if not path.exists() and retired.exists():
             os.replace(retired, path)
         shutil.rmtree(retired, ignore_errors=True)
+
+
+def restore_folder(path: Path) -> None:
+    """Put back what `atomic_folder` had moved aside, where it was killed before the new folder took the place."""
+    if not path.exists():
+        # Nothing but a kill between two renames leaves one without `path`, so there is never a choice.
+        for retired in path.parent.glob(f".{glob.escape(path.name)}.*{_RETIRED}"):
+            os.replace(retired, path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -127,6 +139,7 @@ def read_manifest(folder: Path, kind: str, verify_files: bool = True) -> Manifes
     Raises:
         ArtifactError: no manifest, another kind or version, a missing or changed file.
     """
+    restore_folder(folder)
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise ArtifactError(
@@ -235,6 +248,20 @@ def explained_os_errors(path: Path) -> Iterator[None]:
                 f"{path}: cannot write here ({error.strerror}). Choose a folder you may write."
             ) from error
         raise
+
+
+def _take_place(temporary: Path, path: Path, retired: Path) -> None:
+    """Rename `path` aside and `temporary` to `path`; again where a reader has put the old one back in between."""
+    while True:
+        if path.exists():
+            os.replace(path, retired)
+        try:
+            os.replace(temporary, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
 
 
 def _sync(path: Path) -> None:

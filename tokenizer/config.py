@@ -54,7 +54,7 @@ class CollaborativeSettings(Settings):
         default=96, ge=1, description="numbers a vector; cut to the number of items with events, and said so"
     )
     window_events: int = Field(
-        default=5, ge=1, description="pairs at most this many events apart in a history co-occur"
+        default=10, ge=1, description="pairs at most this many events apart in a history co-occur"
     )
     decay: bool = Field(default=True, description="a pair d events apart counts 1/d (as in GloVe) instead of 1")
     smoothing: float = Field(
@@ -62,7 +62,7 @@ class CollaborativeSettings(Settings):
     )
     shift: float = Field(default=1.0, ge=1, description="PMI is lowered by log(shift) (Levy & Goldberg 2014)")
     singular_power: float = Field(
-        default=0.5, ge=0, le=1, description="singular values are raised to this power (Levy et al. 2015, section 3.3)"
+        default=1.0, ge=0, le=1, description="singular values are raised to this power (Levy et al. 2015, section 3.3)"
     )
     iterations: int = Field(default=7, ge=0, description="power iterations of the randomised SVD")
 
@@ -150,9 +150,6 @@ class CollisionSettings(Settings):
         default=0,
         ge=0,
         description="size of the suffix level; 0 = twice the largest bucket, which leaves room for new items",
-    )
-    max_candidates: int = Field(
-        default=4096, ge=1, description="codes tried before an item's search is widened to all of them"
     )
 
 

@@ -5,6 +5,7 @@ Legend: N items, L code levels (the suffix level included).
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from tokenizer.artifacts import hash_arrays, hash_text, require_same_hash, write_json
+from tokenizer.config import MAX_CODE_SPACE
 from tokenizer.errors import ArtifactError, DataError
 
 _FACTS = "table.json"
@@ -181,6 +183,11 @@ def hash_item_ids(item_ids: Iterable[str]) -> str:
 
 
 def _check_shapes(table: SemanticIdTable) -> None:
+    if math.prod(table.codes_per_level) > MAX_CODE_SPACE:
+        raise DataError(
+            f"codes per level: the product of {table.codes_per_level} exceeds {MAX_CODE_SPACE}; "
+            "semantic IDs are packed into 64 bits. Use fewer or smaller levels."
+        )
     expected = (table.num_items, table.num_levels)
     if table.codes_NL.shape != expected or table.codes_NL.dtype != np.int32:
         raise DataError(

@@ -1,0 +1,41 @@
+"""Plain PyTorch references that every fast path must equal.
+
+Legend: N rows, D width, K codes a level, L levels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+MAX_DISTANCES = 2**25  # distances held at once: 128 MiB of float32
+
+
+def nearest_codes(rows_ND: torch.Tensor, codebook_KD: torch.Tensor) -> torch.Tensor:
+    """Index of the nearest codebook row by squared Euclidean distance, int64 (N,).
+
+    Computed in float32; of equal distances the lowest index wins. A row of NaN is the caller's defect.
+    """
+    rows_ND, codebook_KD = rows_ND.float(), codebook_KD.float()
+    lengths_K = codebook_KD.square().sum(dim=1)
+    chunk = max(1, MAX_DISTANCES // len(codebook_KD))
+    nearest = [
+        torch.addmm(lengths_K, part_nD, codebook_KD.T, alpha=-2.0).argmin(dim=1)  # |x|^2 is the same for every code
+        for part_nD in rows_ND.split(chunk)
+    ]
+    return torch.cat(nearest) if nearest else torch.empty(0, dtype=torch.int64, device=rows_ND.device)
+
+
+def assign_residual(rows_ND: torch.Tensor, codebooks: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of residual quantisation and what is left over: int64 (N, L) and float32 (N, D).
+
+    Level by level: s_l = argmin_k |R_l - C_l[k]|, R_(l+1) = R_l - C_l[s_l] (OneRec technical report, arXiv 2506.13695,
+    section on RQ-KMeans). `codebooks` holds one (K, D) tensor a level.
+    """
+    residual_ND = rows_ND.float()
+    codes = []
+    for codebook_KD in codebooks:
+        codes_N = nearest_codes(residual_ND, codebook_KD)
+        residual_ND = residual_ND - codebook_KD.float()[codes_N]
+        codes.append(codes_N)
+    empty_N0 = torch.empty((len(rows_ND), 0), dtype=torch.int64, device=rows_ND.device)
+    return (torch.stack(codes, dim=1) if codes else empty_N0), residual_ND
