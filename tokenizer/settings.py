@@ -97,8 +97,15 @@ def _known_keys(settings: type[BaseModel], parents: Iterable[str | int]) -> list
     models = [settings]
     for parent in parents:
         fields = [model.model_fields[str(parent)].annotation for model in models if str(parent) in model.model_fields]
-        models = [inner for annotation in fields for inner in _models_in(annotation)] or models
+        inner = [member for annotation in fields for member in _models_in(annotation)]
+        # What is no key is the place in a list, or the member of a union that was tried.
+        models = inner or [model for model in models if _is_member(model, parent)] or models
     return [key for model in models for key in model.model_fields]
+
+
+def _is_member(model: type[BaseModel], name: str | int) -> bool:
+    """Whether pydantic calls this member of a union `name`: by its class, or by the value of its discriminator."""
+    return model.__name__ == name or any(field.default == name for field in model.model_fields.values())
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
