@@ -12,30 +12,39 @@ from torch.nn import functional as F
 
 from onerec.model.configuration import OneRecConfig
 from onerec.model.context import Context
-from onerec.model.layers import CrossAttention, FeedForward, SelfAttention, merge_heads
+from onerec.model.layers import CrossAttention, FeedForward, SelfAttention
 
 
 class DecoderCache:
-    """Self-attention keys and values of the beams' own codes: L short rows, reordered when beams follow parents."""
+    """Self-attention keys and values of the beams' own codes, for decoding: no gradient flows through it.
+
+    Every level's keys and values stay where they were written; when beams follow parents, only the row numbers of
+    their ancestors move. R = B * W rows at a level, I = 2 * H * d numbers a row.
+    """
 
     def __init__(self, num_layers: int) -> None:
-        self.keys: list[Tensor | None] = [None] * num_layers  # each (B, W, H, l, d)
-        self.values: list[Tensor | None] = [None] * num_layers
+        self._levels: list[list[Tensor]] = [[] for _ in range(num_layers)]  # a layer, a level: (R of that level, I)
+        self._ancestors: list[Tensor] = []  # a level: (R,) its row that each beam of now descends from
 
-    def append(self, layer: int, keys_BWHd: Tensor, values_BWHd: Tensor) -> tuple[Tensor, Tensor]:
-        """Add one position to a layer and return its keys and values so far, each (B, W, H, l, d)."""
-        keys, values = keys_BWHd.unsqueeze(3), values_BWHd.unsqueeze(3)
-        old_keys, old_values = self.keys[layer], self.values[layer]
-        if old_keys is not None and old_values is not None:
-            keys, values = torch.cat([old_keys, keys], dim=3), torch.cat([old_values, values], dim=3)
-        self.keys[layer], self.values[layer] = keys, values
-        return keys, values
+    def append(self, layer: int, keys_values_BWI: Tensor) -> Tensor:
+        """Add one level to a layer and return what each beam has read so far (l, R, I), its own level last."""
+        newest_RI = keys_values_BWI.detach().flatten(0, 1)
+        if layer == 0:
+            self._ancestors.append(torch.arange(len(newest_RI), device=newest_RI.device))
+        read_lRI = newest_RI.new_empty(len(self._ancestors), *newest_RI.shape)
+        for place_RI, level_RI, rows_R in zip(read_lRI[:-1], self._levels[layer], self._ancestors[:-1], strict=True):
+            torch.index_select(level_RI, 0, rows_R, out=place_RI)
+        read_lRI[-1] = newest_RI
+        self._levels[layer].append(newest_RI)
+        return read_lRI
 
     def reorder(self, parents_BW: Tensor) -> None:
         """Let beam w continue what beam `parents_BW[b, w]` of the same request has read."""
-        rows = torch.arange(parents_BW.size(0), device=parents_BW.device)[:, None]
-        self.keys = [None if keys is None else keys[rows, parents_BW] for keys in self.keys]
-        self.values = [None if values is None else values[rows, parents_BW] for values in self.values]
+        num_requests = parents_BW.size(0)
+        old_width = len(self._ancestors[-1]) // num_requests
+        first_rows_B = torch.arange(num_requests, device=parents_BW.device) * old_width
+        rows_R = (parents_BW + first_rows_B[:, None]).flatten()
+        self._ancestors = [older_R[rows_R] for older_R in self._ancestors]
 
 
 class DecoderBlock(nn.Module):
@@ -68,12 +77,12 @@ class DecoderBlock(nn.Module):
 
     def _attend_own_codes(self, x_BWD: Tensor, layer: int, cache: DecoderCache) -> Tensor:
         projected = self.self_attention.query_key_value(x_BWD)
-        queries, keys, values = projected.unflatten(-1, (3, self.self_attention.num_heads, -1)).unbind(2)
-        keys, values = cache.append(layer, keys, values)
-        mixed = F.scaled_dot_product_attention(
-            queries.flatten(0, 1).unsqueeze(2), keys.flatten(0, 1), values.flatten(0, 1)
-        )
-        return self.self_attention.output(merge_heads(mixed)).view_as(x_BWD)
+        inner = projected.size(-1) // 3
+        read_lRI = cache.append(layer, projected[..., inner:])
+        queries = projected[..., :inner].flatten(0, 1).unflatten(-1, (self.self_attention.num_heads, 1, -1))
+        keys, values = read_lRI.unflatten(-1, (2, self.self_attention.num_heads, -1)).permute(2, 1, 3, 0, 4)
+        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        return self.self_attention.output(mixed.flatten(1)).view_as(x_BWD)
 
 
 class Decoder(nn.Module):

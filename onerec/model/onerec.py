@@ -3,7 +3,8 @@
 Departures from the report:
 1. The context reads one pathway, the newest `max_history_items` items, as item vectors of codes plus an own row.
 2. With a causal context every history position is a target in one pass; the report trains one target a sample.
-3. An auxiliary softmax over all items may train the context beside the codes; it is never part of decoding.
+3. An auxiliary softmax over all items may train the context beside the codes, and be a teacher of soft targets to
+   the code heads; it is never part of decoding.
 
 Shapes: B batch, S context positions (the start and the history items; in arguments the items alone), P targets a row,
 M targets in all, T decoder tokens, L levels, K codes of a level, V flat vocabulary, W beams, D width.
@@ -24,6 +25,7 @@ from onerec.errors import ArtifactError
 from onerec.model.configuration import NUM_SPECIAL_TOKENS, PAD_TOKEN, OneRecConfig
 from onerec.model.context import Context, ContextEncoder
 from onerec.model.decoder import Decoder, DecoderCache
+from onerec.model.distillation import CodeTeacher
 from onerec.model.heads import CodeHeads, ItemHead
 from onerec.model.layers import initialise, visible_up_to
 
@@ -52,6 +54,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
         self.decoder = Decoder(config)
         self.code_heads = CodeHeads(config)
         self.item_head = ItemHead(config) if config.item_head_weight else None
+        self._teacher: CodeTeacher | None = None
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -74,6 +77,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
         first_rows_L = np.concatenate([[0], np.cumsum(limits_L)[:-1]])
         self.encoder.code_rows_NL.copy_(torch.from_numpy(codes_NL.astype(np.int64) + first_rows_L))
         self.config.table_hash = table_hash
+        self._teacher = None
 
     # ---- decoding ------------------------------------------------------------------------------------------------
 
@@ -164,13 +168,16 @@ class OneRec(PreTrainedModel, GenerationMixin):
         keys, values = self.decoder.project_context(states_BSD)
         visible = self._visible_to_targets(mask_BS, target_items_BP.size(1))
         hidden_BPLD = self.decoder(code_rows_BPL[..., :-1], keys, values, visible)
-        level_losses_L = self._level_losses(hidden_BPLD[has_target_BP], code_rows_BPL[has_target_BP])
-        loss = level_losses_L.sum()
-        item_loss = None
+        items_M = target_items_BP[has_target_BP]
+        item_loss = item_probs_MN = None
         if self.item_head is not None:
             states_MD = self._states_before_targets(states_BSD, mask_BS, has_target_BP)
-            logits_MN = self.item_head(states_MD, self.encoder.item_vectors())
-            item_loss = F.cross_entropy(logits_MN.float(), target_items_BP[has_target_BP])
+            log_probs_MN = self.item_head(states_MD, self.encoder.item_vectors()).float().log_softmax(dim=-1)
+            item_loss = F.nll_loss(log_probs_MN, items_M)
+            item_probs_MN = log_probs_MN.detach().exp() if self._distils() else None
+        level_losses_L = self._level_losses(hidden_BPLD[has_target_BP], items_M, item_probs_MN)
+        loss = level_losses_L.sum()
+        if item_loss is not None:
             loss = loss + self.config.item_head_weight * item_loss
         return OneRecOutput(
             loss=loss, level_losses_L=level_losses_L.detach(), item_loss=item_loss, num_targets=has_target_BP.sum()
@@ -190,13 +197,29 @@ class OneRec(PreTrainedModel, GenerationMixin):
         rows = torch.arange(states_BSD.size(0), device=states_BSD.device)
         return states_BSD[rows, mask_BS.sum(dim=1) - 1][has_target_BP[:, 0]]
 
-    def _level_losses(self, hidden_MLD: Tensor, code_rows_ML: Tensor) -> Tensor:
-        losses = []
+    def _level_losses(self, hidden_MLD: Tensor, items_M: Tensor, item_probs_MN: Tensor | None) -> Tensor:
+        """Mean cross-entropy of each level, partly against the item head's distribution where one is given."""
+        losses, code_rows_ML = [], self.encoder.code_rows_NL[items_M]
         for level, offset in enumerate(self.config.level_offsets):
             logits_MK = self.code_heads(hidden_MLD[:, level], level).float()
             codes_M = code_rows_ML[:, level] - (offset - NUM_SPECIAL_TOKENS)
-            losses.append(F.cross_entropy(logits_MK, codes_M, label_smoothing=self._smoothing()))
+            loss = F.cross_entropy(logits_MK, codes_M, label_smoothing=self._smoothing())
+            if item_probs_MN is not None:
+                soft_MK = self._code_teacher().targets(item_probs_MN, items_M, level)
+                loss = torch.lerp(loss, F.cross_entropy(logits_MK, soft_MK), self.config.item_distillation)
+            losses.append(loss)
         return torch.stack(losses)
+
+    def _distils(self) -> bool:
+        return self.training and self.config.item_distillation > 0
+
+    def _code_teacher(self) -> CodeTeacher:
+        if self._teacher is None:
+            rows_NL = self.encoder.code_rows_NL
+            first_rows_L = np.asarray(self.config.level_offsets) - NUM_SPECIAL_TOKENS
+            codes_NL = rows_NL.cpu().numpy() - first_rows_L
+            self._teacher = CodeTeacher(codes_NL, self.config.codes_per_level, rows_NL.device)
+        return self._teacher
 
     def _smoothing(self) -> float:
         return self.config.label_smoothing if self.training else 0.0

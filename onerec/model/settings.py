@@ -1,6 +1,6 @@
 """The model section of a run's config."""
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from onerec.model.configuration import Activation, ContextKind, OneRecConfig
 from tokenizer.settings import Settings
@@ -20,9 +20,18 @@ class ModelSettings(Settings):
     max_history_items: PositiveInt = Field(50, description="newest items of a history that are read")
     item_embedding: bool = Field(True, description="an own vector for each item beside its codes, in the context")
     item_head_weight: float = Field(1.0, ge=0, description="loss weight of the auxiliary softmax over items; 0: none")
+    item_distillation: float = Field(
+        0.0, ge=0, le=1, description="share of each code's target taken from the item head's distribution"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over a level's other codes")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of activations dropped in training")
     item_dropout: float = Field(0.0, ge=0, lt=1, description="share of history items dropped in training")
+
+    @model_validator(mode="after")
+    def _teacher_exists(self) -> "ModelSettings":
+        if self.item_distillation and not self.item_head_weight:
+            raise ValueError("item_distillation needs the item head; set item_head_weight above 0")
+        return self
 
     def configuration(self, codes_per_level: tuple[int, ...], num_items: int) -> OneRecConfig:
         """The model's configuration for an ID table of `num_items` rows."""

@@ -65,7 +65,7 @@ def pretrain(
     resume_from = latest_checkpoint(work_folder)
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     if trainer.is_world_process_zero():
-        _publish(best, folder, trainer.state.log_history, inputs, config_hash, table)
+        _publish(best, folder, trainer, inputs, config_hash, table)
     trainer.accelerator.wait_for_everyone()
     return load_pretrained(folder, table)
 
@@ -111,7 +111,7 @@ def load_pretrained(folder: Path, table: SemanticIdTable) -> OneRec:
 def _publish(
     best: Path,
     folder: Path,
-    log_history: list[dict[str, float]],
+    trainer: OneRecTrainer,
     inputs: dict[str, str],
     config_hash: str,
     table: SemanticIdTable,
@@ -120,5 +120,6 @@ def _publish(
         raise ArtifactError(f"{best}: no validated weights were found. Delete {best.parent} and train again.")
     with atomic_folder(folder) as temporary:
         shutil.copytree(best, temporary, dirs_exist_ok=True)
-        (temporary / "log_history.json").write_text(json.dumps(log_history, indent=1))
-        write_manifest(temporary, ARTIFACT_KIND, {**inputs, "table": table.content_hash}, config_hash)
+        (temporary / "log_history.json").write_text(json.dumps(trainer.state.log_history, indent=1))
+        details = {"minutes": trainer.training_minutes}
+        write_manifest(temporary, ARTIFACT_KIND, {**inputs, "table": table.content_hash}, config_hash, details)

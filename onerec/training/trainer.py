@@ -111,6 +111,12 @@ class OneRecTrainer(Trainer):
         self._progress = _Progress()
         self._step_clock = _Stopwatch()
 
+    @property
+    def training_minutes(self) -> float:
+        """Minutes of training and validation that led to the present state, interrupted runs included."""
+        log = self.state.log_history
+        return sum(line.get("seconds", 0.0) + line.get("eval_seconds", 0.0) for line in log) / 60
+
     def get_train_dataloader(self) -> DataLoader:
         return DataLoader(
             self.train_dataset,  # type: ignore[arg-type]
@@ -157,9 +163,10 @@ class OneRecTrainer(Trainer):
         """Validate with the project's evaluator; the best weights so far are handed to `on_best`."""
         was_training = self._core_model.training
         self._core_model.eval()
+        self._step_clock.restart()
         metrics = {f"eval_{name}": value for name, value in self._validate(self._core_model).items()}
         self._core_model.train(was_training)
-        self._step_clock.restart()
+        metrics["eval_seconds"] = self._step_clock.restart()
         self.log(metrics)
         best = self.state.best_metric
         score = metrics[f"eval_{self._settings.selection_metric}"]
@@ -207,6 +214,7 @@ class OneRecTrainer(Trainer):
         if isinstance(progress.item_loss, Tensor):
             losses["loss_item_head"] = float(progress.item_loss) / progress.targets
         speed = {
+            "seconds": seconds,
             "targets_per_s": progress.targets / seconds,
             "tokens_per_s": progress.targets * self._core_model.config.num_levels / seconds,
             "flops_utilisation": progress.flops / seconds / 1e9 / self._matmul_gflops,

@@ -9,6 +9,7 @@ import torch
 from onerec.data.batches import IGNORED_TARGET
 from onerec.errors import ArtifactError
 from onerec.model.configuration import OneRecConfig
+from onerec.model.distillation import CodeTeacher
 from onerec.model.onerec import OneRec
 
 CODES_PER_LEVEL = [5, 4, 6]
@@ -154,3 +155,21 @@ def test_item_dropout_hides_items_in_training_only() -> None:
     assert not torch.allclose(quiet, model.encoder.encode(items, lengths))
 
 
+def test_soft_targets_sum_items_below_each_code() -> None:
+    """Four items in the tree {0: {0, 1}, 1: {1}}, of which (0, 1) holds two."""
+    teacher = CodeTeacher(np.array([[1, 1], [0, 1], [0, 0], [0, 1]]), [2, 2], torch.device("cpu"))
+    item_probs = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
+    torch.testing.assert_close(teacher.targets(item_probs, torch.tensor([2]), 0), torch.tensor([[0.6, 0.4]]))
+    given_first_0 = teacher.targets(item_probs, torch.tensor([3]), 1)
+    torch.testing.assert_close(given_first_0, torch.tensor([[0.2 / 0.6, 0.4 / 0.6]]))
+    torch.testing.assert_close(teacher.targets(item_probs, torch.tensor([0]), 1), torch.tensor([[0.0, 1.0]]))
+
+
+def test_distillation_mixes_hard_and_soft_targets_in_training_only() -> None:
+    inputs = {"input_ids": torch.tensor([[4, 18]]), "target_items": torch.tensor([[22]])}
+    hard = build_model(item_head_weight=1.0, dropout=0.0).train()
+    mixed = build_model(item_head_weight=1.0, dropout=0.0, item_distillation=0.3).train()
+    soft = build_model(item_head_weight=1.0, dropout=0.0, item_distillation=1.0).train()
+    expected = 0.7 * hard(**inputs).level_losses_L + 0.3 * soft(**inputs).level_losses_L
+    torch.testing.assert_close(mixed(**inputs).level_losses_L, expected)
+    torch.testing.assert_close(mixed.eval()(**inputs).level_losses_L, hard.eval()(**inputs).level_losses_L)

@@ -1,0 +1,135 @@
+"""The bundle: all that serving needs in one folder under one manifest.
+
+model.safetensors config.json   the model, loadable with from_pretrained
+table/                          the ID table
+items.parquet                   the catalogue's ids, texts and categories
+README.md                       the model card
+manifest.json                   hashes of every file and of what the bundle was made from
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from transformers import AutoConfig, AutoModel
+
+from onerec.config import RunConfig
+from onerec.data.prepared import PreparedData
+from onerec.decoding.recommender import OneRecRecommender
+from onerec.decoding.trie import Trie
+from onerec.errors import ArtifactError
+from onerec.evaluation.results import Results
+from onerec.model.configuration import OneRecConfig
+from onerec.model.onerec import OneRec
+from tokenizer.artifacts import (
+    Manifest,
+    atomic_folder,
+    hash_settings,
+    read_manifest,
+    require_same_hash,
+    write_manifest,
+)
+from tokenizer.table import SemanticIdTable
+
+KIND = "bundle"
+_TEMPLATE = "model_card.md"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle: the model, its ID table and the catalogue, checked to belong together."""
+
+    model: OneRec
+    table: SemanticIdTable
+    items: pl.DataFrame
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, folder: Path) -> "Bundle":
+        """Load and check a bundle; the model is in evaluation mode.
+
+        Raises:
+            ArtifactError: a missing or changed file, or parts that do not belong together (both hashes shown).
+        """
+        manifest = read_manifest(folder, KIND)
+        register_auto_classes()
+        model: OneRec = AutoModel.from_pretrained(folder)
+        items = pl.read_parquet(folder / "items.parquet")
+        table = SemanticIdTable.load(folder / "table", item_ids=[str(item) for item in items["item_id"].to_list()])
+        require_same_hash(
+            f"{folder}: its model was trained on another ID table",
+            model.config.table_hash,
+            table.content_hash,
+            "Write the bundle again from one run.",
+        )
+        return cls(model.eval(), table, items, manifest)
+
+    def recommender(self, num_beams: int | None = None) -> OneRecRecommender:
+        """The same recommender that was evaluated, with the run's number of beams unless told otherwise."""
+        beams = num_beams or int(self.manifest.details["num_beams"])
+        return OneRecRecommender(self.model, build_trie(self.table), beams)
+
+
+def build_trie(table: SemanticIdTable) -> Trie:
+    """The trie of an ID table."""
+    return Trie.from_table(table.codes_NL, table.codes_per_level, table.bucket_rank_N)
+
+
+def register_auto_classes() -> None:
+    """Let transformers' AutoConfig and AutoModel load OneRec folders."""
+    AutoConfig.register(OneRecConfig.model_type, OneRecConfig, exist_ok=True)
+    AutoModel.register(OneRecConfig, OneRec, exist_ok=True)
+
+
+def write_bundle(
+    folder: Path,
+    model: OneRec,
+    table: SemanticIdTable,
+    data: PreparedData,
+    results: Results,
+    config: RunConfig,
+    inputs: dict[str, str],
+) -> None:
+    """Write the bundle of a run.
+
+    Args:
+        results: figures that the model card shows.
+        inputs: content hashes of the artefacts it is made from.
+
+    Raises:
+        ArtifactError: the model was trained on another ID table.
+    """
+    require_same_hash("bundle: the model's ID table", model.config.table_hash, table.content_hash, "Train again.")
+    if data.num_items != table.num_items:
+        raise ArtifactError(
+            f"bundle: found a catalogue of {data.num_items} items, expected the {table.num_items} of the ID table. "
+            "Fit the tokenizer on this data."
+        )
+    shown = ["item_id", *data.schema.text_columns, *data.schema.category_columns]
+    with atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        table.save(temporary / "table")
+        data.items.select(*dict.fromkeys(shown)).write_parquet(temporary / "items.parquet")
+        (temporary / "README.md").write_text(_model_card(model, table, data, results, config), encoding="utf-8")
+        details = {"run": config.name, "num_beams": config.decoding.num_beams}
+        write_manifest(temporary, KIND, {**inputs, "table": table.content_hash}, hash_settings(config), details)
+
+
+def _model_card(model: OneRec, table: SemanticIdTable, data: PreparedData, results: Results, config: RunConfig) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # Markdown, not HTML
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(_TEMPLATE).render(
+        model=model.config,
+        num_parameters=model.num_parameters(),
+        table=table,
+        data=data,
+        provenance=data.manifest.details,
+        results=results,
+        config=config,
+    )

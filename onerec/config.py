@@ -1,0 +1,43 @@
+"""A run's config: one YAML, one section a room."""
+
+from pydantic import Field, PositiveInt
+
+from onerec.baselines.item_knn import ItemKnnSettings
+from onerec.baselines.sasrec import SasRecSettings
+from onerec.baselines.tiger import TigerSettings
+from onerec.data.settings import DataSettings
+from onerec.evaluation.settings import EvaluationSettings
+from onerec.model.settings import ModelSettings
+from onerec.training.settings import TrainingSettings
+from tokenizer.config import TokenizerSettings
+from tokenizer.settings import Settings
+
+
+class DecodingSettings(Settings):
+    """Beam search as the evaluator and the server run it."""
+
+    num_beams: PositiveInt = Field(50, description="beams of a request (GRID, MiniOneRec: 50)")
+
+
+class BaselineSettings(Settings):
+    """Rivals trained and evaluated on the same data; null leaves one out."""
+
+    popularity: bool = Field(True, description="rank every catalogue by training events")
+    item_knn: ItemKnnSettings | None = ItemKnnSettings()
+    sasrec: SasRecSettings | None = None
+    sasrec_sampled: SasRecSettings | None = None
+    tiger: TigerSettings | None = None
+
+
+class RunConfig(Settings):
+    """Everything a run depends on."""
+
+    name: str = Field("run", pattern=r"^[\w.-]+$", description="the run's folder under the run root")
+    seed: int = Field(0, ge=0, description="of weights, dropout and the order of batches")
+    data: DataSettings = DataSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    decoding: DecodingSettings = DecodingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    baselines: BaselineSettings = BaselineSettings()

@@ -1,0 +1,64 @@
+"""OneRec as a recommender: histories in, ranked items out, by the one beam search.
+
+Shapes: B requests, S history length in items, K places of a list.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from onerec.decoding.beam import beam_search
+from onerec.decoding.trie import Trie
+from onerec.evaluation.recommender import Ranking
+from onerec.model.onerec import OneRec
+
+_MAX_REQUESTS = 32  # decoded at a time; more costs memory without being faster on a CPU
+
+
+class OneRecRecommender:
+    """Encodes the newest items of each history and searches with `num_beams` beams."""
+
+    name = "onerec"
+
+    def __init__(self, model: OneRec, trie: Trie, num_beams: int) -> None:
+        self.model = model.eval()
+        self.trie = trie.to(model.device)
+        self.num_beams = num_beams
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable numbers of the model."""
+        return self.model.num_parameters()
+
+    @torch.inference_mode()
+    def recommend(self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool) -> Ranking:
+        """Return the `k` items of highest probability; `exclude_seen` leaves out every item of the full history.
+
+        Raises:
+            ConfigError: `k` exceeds the number of beams.
+        """
+        items_BK = np.empty((len(histories), k), dtype=np.int32)
+        scores_BK = np.empty((len(histories), k), dtype=np.float32)
+        for requests in self._like_lengths(histories):
+            chosen = [np.asarray(histories[request]) for request in requests]
+            context = self.model.encode(*self._pad(chosen))
+            excluded = chosen if exclude_seen else None
+            result = beam_search(self.model, context, self.trie, self.num_beams, k, excluded)
+            items_BK[requests], scores_BK[requests] = result.items_BK.cpu().numpy(), result.scores_BK.cpu().numpy()
+        return Ranking(items_BK=items_BK, scores_BK=scores_BK)
+
+    def _like_lengths(self, histories: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """Request numbers in groups of similar history length, so that little is padded."""
+        order = np.argsort([len(history) for history in histories], kind="stable")
+        for first in range(0, len(order), _MAX_REQUESTS):
+            yield order[first : first + _MAX_REQUESTS]
+
+    def _pad(self, histories: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The newest readable items, right-padded (B, S), and their number (B,)."""
+        recent = [history[-self.model.config.max_history_items :] for history in histories]
+        lengths = np.array([len(items) for items in recent])
+        items_BS = np.zeros((len(recent), max(int(lengths.max()), 1)), dtype=np.int64)
+        items_BS[np.arange(items_BS.shape[1]) < lengths[:, None]] = np.concatenate(recent)
+        device = self.model.device
+        return torch.from_numpy(items_BS).to(device), torch.from_numpy(lengths).to(device)

@@ -1,0 +1,298 @@
+"""A run from log to bundle: each stage reads the artefacts of the ones before it and can be run alone.
+
+    runs/<name>/  config.yaml  data/  tokenizer/  pretrain/  evaluations/<recommender>/  bundle/  report/
+
+A finished artefact of the same config is kept, so a run that was stopped goes on where it was.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import polars as pl
+import yaml
+from rich.console import Console
+
+from onerec.baselines.item_knn import ItemKnn
+from onerec.baselines.popularity import Popularity
+from onerec.baselines.sasrec import SasRec, SasRecSettings
+from onerec.baselines.tiger import Tiger
+from onerec.bundle import KIND as BUNDLE_KIND
+from onerec.bundle import build_trie, write_bundle
+from onerec.config import RunConfig
+from onerec.data.histories import Split
+from onerec.data.prepared import PreparedData, prepare
+from onerec.decoding.recommender import OneRecRecommender
+from onerec.errors import ArtifactError, ConfigError
+from onerec.evaluation.evaluator import Evaluation, evaluate
+from onerec.evaluation.examples import choose_examples
+from onerec.evaluation.recommender import Recommender
+from onerec.evaluation.report import ReportContents, write_report
+from onerec.evaluation.results import PROTOCOLS, Results, Run, summarize_runs, write_results
+from onerec.evaluation.runs import load_run, save_run
+from onerec.evaluation.tables import print_results
+from onerec.model.onerec import OneRec
+from onerec.training.pretraining import ARTIFACT_KIND as PRETRAIN_KIND
+from onerec.training.pretraining import load_pretrained, pretrain
+from tokenizer.artifacts import (
+    MANIFEST_NAME,
+    atomic_file,
+    code_revision,
+    hash_settings,
+    package_versions,
+    read_manifest,
+)
+from tokenizer.fit import fit_tokenizer
+from tokenizer.sequences import Sequences
+from tokenizer.settings import dump_yaml
+from tokenizer.table import SemanticIdTable
+
+STAGES = ("data", "tokenizer", "pretrain", "evaluate", "bundle", "report")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The stages of one run in its folder."""
+
+    config: RunConfig
+    folder: Path
+    console: Console
+
+    @classmethod
+    def open(cls, config: RunConfig, root: Path, console: Console | None = None) -> "Pipeline":
+        """Enter the run's folder, or make it.
+
+        Raises:
+            ConfigError: the folder holds a run of another config.
+            ArtifactError: the folder cannot be written.
+        """
+        folder = root / config.name
+        stored = folder / "config.yaml"
+        if stored.exists():
+            _require_same_config(stored, config)
+        else:
+            with atomic_file(stored) as temporary:
+                temporary.write_text(dump_yaml(config), encoding="utf-8")
+        return cls(config, folder, console or Console())
+
+    def run(self, stage: str = "all") -> None:
+        """Run one stage, or every stage in turn."""
+        stages: dict[str, Callable[[], object]] = {
+            "data": self.prepare_data,
+            "tokenizer": self.fit_tokenizer,
+            "pretrain": self.pretrain,
+            "evaluate": self.evaluate,
+            "bundle": self.write_bundle,
+            "report": self.write_report,
+        }
+        for name in STAGES if stage == "all" else (stage,):
+            self.console.rule(f"[bold]{name}")
+            stages[name]()
+
+    @cached_property
+    def data(self) -> PreparedData:
+        """The prepared data."""
+        return PreparedData.load(self.folder / "data")
+
+    @cached_property
+    def table(self) -> SemanticIdTable:
+        """The ID table of the prepared catalogue."""
+        return SemanticIdTable.load(self.folder / "tokenizer", item_ids=self._item_ids())
+
+    @cached_property
+    def model(self) -> OneRec:
+        """The pre-trained model."""
+        return load_pretrained(self.folder / "pretrain", self.table)
+
+    def prepare_data(self) -> None:
+        """Read, check, filter and split the events."""
+        if not self._is_finished("data", "data"):
+            prepare(self.config.data, self.folder / "data")
+
+    def fit_tokenizer(self) -> None:
+        """Give every item its semantic ID."""
+        if self._is_finished("tokenizer", "tokenizer"):
+            return
+        training = self.data.histories.training()
+        fit_tokenizer(
+            self.data.items,
+            Sequences(training.offsets, training.items),
+            self.config.tokenizer,
+            self.folder / "tokenizer",
+            inputs={"data": self.data.manifest.content_hash},
+            config_hash=hash_settings(self.config.tokenizer),
+            text_columns=self.data.schema.text_columns,
+        )
+
+    def pretrain(self) -> None:
+        """Train the model by next-token prediction; the weights best on validation are kept."""
+        if self._is_finished("pretrain", PRETRAIN_KIND):
+            return
+        pretrain(
+            self.data.histories,
+            self.table,
+            self.config.model,
+            self.config.training,
+            self._validation_metrics,
+            self.folder / "pretrain",
+            self.folder / "checkpoints",
+            inputs={"data": self.data.manifest.content_hash},
+            config_hash=hash_settings([self.config.model, self.config.training]),
+            seed=self.config.seed,
+        )
+
+    def evaluate(self) -> None:
+        """Evaluate the model and the baselines on validation and test, training those baselines that need it."""
+        self._evaluate_once("onerec", lambda: self._recommender(self.model), self._pretraining_minutes)
+        for name, fit in self._baselines().items():
+            self._evaluate_once(name, fit)
+
+    def write_bundle(self) -> None:
+        """Put together all that serving needs."""
+        if self._is_finished("bundle", BUNDLE_KIND):
+            return
+        pretrained = read_manifest(self.folder / "pretrain", PRETRAIN_KIND)
+        inputs = {"data": self.data.manifest.content_hash, "pretrain": pretrained.content_hash}
+        write_bundle(self.folder / "bundle", self.model, self.table, self.data, self.results(), self.config, inputs)
+
+    def write_report(self) -> None:
+        """Write metrics.json and the page, and print the results table."""
+        results, folder = self.results(), self.folder / "report"
+        write_results(folder / "metrics.json", results)
+        write_report(folder / "report.html", self._report_contents(results))
+        print_results(results, self.console)
+
+    def _report_contents(self, results: Results) -> ReportContents:
+        evaluations = load_run(self._evaluation_folder("onerec")).evaluations
+        protocol = next(protocol for protocol in PROTOCOLS if protocol in evaluations)
+        titles = item_titles(self.data.items, self.data.schema.text_columns)
+        return ReportContents(
+            title=f"OneRec on {results.dataset}",
+            results=results,
+            training_log=json.loads((self.folder / "pretrain" / "log_history.json").read_text(encoding="utf-8")),
+            tokenizer_report=json.loads((self.folder / "tokenizer" / "report.json").read_text(encoding="utf-8")),
+            examples=choose_examples(self._recommender(self.model), self.data, evaluations[protocol], titles),
+            config_yaml=dump_yaml(self.config),
+            versions={**package_versions(), "code": code_revision(), "ID table": self.table.content_hash},
+        )
+
+    def results(self) -> Results:
+        """Everything that was evaluated, OneRec first."""
+        names = ["onerec", *self._baselines()]
+        runs: dict[str, Sequence[Run]] = {name: [load_run(self._evaluation_folder(name))] for name in names}
+        return summarize_runs(runs, self.data.manifest.details["source"], self.config.evaluation)
+
+    def _baselines(self) -> dict[str, Callable[[], Recommender]]:
+        chosen, histories, num_items = self.config.baselines, self.data.histories, self.data.num_items
+        fits: dict[str, Callable[[], Recommender]] = {}
+        if chosen.popularity:
+            fits["popularity"] = lambda: Popularity.fit(histories, num_items)
+        if (item_knn := chosen.item_knn) is not None:
+            fits["item-knn"] = lambda: ItemKnn.fit(histories, num_items, item_knn)
+        if (sasrec := chosen.sasrec) is not None:
+            fits["sasrec"] = lambda: self._fit_sasrec(sasrec)
+        if (sampled := chosen.sasrec_sampled) is not None:
+            fits["sasrec-sampled"] = lambda: self._fit_sasrec(sampled)
+        if (tiger := chosen.tiger) is not None:
+            fits["tiger"] = lambda: Tiger.fit(histories, self.table, tiger)
+        return fits
+
+    def _fit_sasrec(self, settings: SasRecSettings) -> SasRec:
+        validation = self.config.evaluation.model_copy(update={"protocols": ("seen_allowed",), "bootstrap_samples": 1})
+
+        def validate(sasrec: SasRec) -> float:
+            evaluations = evaluate(sasrec, self.data, Split.VALIDATION, validation, show_progress=False)
+            return evaluations["validation"].metrics[self.config.training.selection_metric]
+
+        return SasRec.fit(self.data.histories, self.data.num_items, settings, validate)
+
+    def _evaluate_once(
+        self, name: str, fit: Callable[[], Recommender], minutes: Callable[[], float] | None = None
+    ) -> None:
+        folder = self._evaluation_folder(name)
+        if (folder / MANIFEST_NAME).is_file():
+            load_run(folder)
+            self.console.print(f"{name}: found its evaluation, kept")
+            return
+        start = time.monotonic()
+        recommender = fit()
+        elapsed_minutes = (time.monotonic() - start) / 60 if minutes is None else minutes()
+        evaluations: dict[str, Evaluation] = {}
+        for split in (Split.VALIDATION, Split.TEST):
+            evaluations |= evaluate(recommender, self.data, split, self.config.evaluation)
+        run = Run(self.config.seed, evaluations, elapsed_minutes, getattr(recommender, "num_parameters", 0))
+        save_run(folder, run, {"data": self.data.manifest.content_hash}, hash_settings(self.config))
+
+    def _validation_metrics(self, model: OneRec) -> dict[str, float]:
+        settings = self.config.evaluation.model_copy(
+            update={
+                "protocols": ("seen_allowed",),
+                "max_rows": self.config.training.validation_users or self.config.evaluation.max_rows,
+                "bootstrap_samples": 1,
+            }
+        )
+        evaluations = evaluate(self._recommender(model), self.data, Split.VALIDATION, settings, show_progress=False)
+        return evaluations["validation"].metrics
+
+    def _recommender(self, model: OneRec) -> OneRecRecommender:
+        num_beams = max(self.config.decoding.num_beams, self.config.evaluation.list_length)
+        return OneRecRecommender(model, build_trie(self.table), num_beams)
+
+    def _pretraining_minutes(self) -> float:
+        return float(read_manifest(self.folder / "pretrain", PRETRAIN_KIND).details["minutes"])
+
+    def _evaluation_folder(self, name: str) -> Path:
+        return self.folder / "evaluations" / name
+
+    def _item_ids(self) -> list[str]:
+        return [str(item) for item in self.data.items["item_id"].to_list()]
+
+    def _is_finished(self, name: str, kind: str) -> bool:
+        folder = self.folder / name
+        if not (folder / MANIFEST_NAME).is_file():
+            return False
+        read_manifest(folder, kind)
+        self.console.print(f"{name}: found the finished artefact, kept")
+        return True
+
+
+def item_titles(items: pl.DataFrame, text_columns: Sequence[str]) -> list[str]:
+    """What to call each item: its first text column, or its id where that is empty."""
+    ids = items["item_id"].cast(pl.String)
+    if not text_columns:
+        return ids.to_list()
+    return items[text_columns[0]].fill_null(ids).to_list()
+
+
+def _require_same_config(stored: Path, config: RunConfig) -> None:
+    found, expected = yaml.safe_load(stored.read_text(encoding="utf-8")), config.model_dump(mode="json")
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{stored}: damaged, expected the config of a run. Delete the folder or choose a new name.")
+    differences = [
+        f"{key}: found {_shown(found_leaves.get(key))}, expected {_shown(expected_leaves.get(key))}"
+        for found_leaves, expected_leaves in [(_leaves(found), _leaves(expected))]
+        for key in sorted(found_leaves.keys() | expected_leaves.keys())
+        if found_leaves.get(key) != expected_leaves.get(key)
+    ]
+    if differences:
+        raise ConfigError(
+            f"{stored.parent} holds a run of another config ({'; '.join(differences[:5])}"
+            f"{'; …' if len(differences) > 5 else ''}). Choose another name (--set name=…) or delete the folder."
+        )
+
+
+def _leaves(tree: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    return {
+        key: value
+        for name, branch in tree.items()
+        for key, value in _leaves(branch, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+def _shown(value: object) -> str:
+    return "nothing" if value is None else repr(value)

@@ -1,0 +1,44 @@
+"""Train OneRec: `python train.py --config configs/demo.yaml`, or the same under torchrun.
+
+Stages (`--stage`): data, tokenizer, pretrain, evaluate, bundle, report; the default runs all of them and keeps what is
+finished. Stop it at any moment: the same command goes on.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from onerec.config import RunConfig
+from onerec.errors import OneRecError
+from onerec.pipeline import STAGES, Pipeline
+from tokenizer.settings import load_settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stages asked for and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True, help="YAML of the run, such as configs/demo.yaml")
+    parser.add_argument("--stage", choices=("all", *STAGES), default="all")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    arguments = parser.parse_args(argv)
+    try:
+        config = load_settings(RunConfig, arguments.config, arguments.overrides)
+        pipeline = Pipeline.open(config, arguments.runs)
+        pipeline.run(arguments.stage)
+    except OneRecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; what is finished is whole. The same command goes on from here.", file=sys.stderr)
+        return 130
+    print(f"\nServe it:  python serve.py --bundle {pipeline.folder / 'bundle'}")
+    print(f"Report:    {pipeline.folder / 'report' / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
