@@ -1,13 +1,15 @@
 """Results as tables in the terminal, published figures of the same protocol beside ours."""
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from onerec.evaluation.charts import format_tick
 from onerec.evaluation.published import published_figures
 from onerec.evaluation.results import PROTOCOLS, RecommenderSummary, Results
 from onerec.evaluation.settings import Protocol
 
-SHOWN_METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr@10")
+SHOWN_METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 TITLES = {
     "test": "Test, seen items allowed",
     "test_unseen": "Test, seen items excluded",
@@ -25,20 +27,27 @@ def print_results(results: Results, console: Console | None = None) -> None:
 
 
 def results_table(results: Results, protocol: str) -> Table:
-    """The table of one protocol; published figures, where there are any, below ours (test only)."""
-    table = Table(title=describe_protocol(results, protocol), title_justify="left")
-    table.add_column("recommender", no_wrap=True)
-    shown = shown_metrics(results)
-    for heading in (*shown, "interval of " + main_metric(results), "invalid", "minutes", "parameters"):
-        table.add_column(heading, justify="right")
+    """The table of one protocol, 80 columns wide; published figures, where there are any, below ours (test only)."""
+    table = Table(
+        title=describe_protocol(results, protocol),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("recommender", max_width=24)
+    shown, main = shown_metrics(results), main_metric(results)
+    for heading in (*map(_abbreviate, shown), f"{_abbreviate(main)} interval", "invalid", "min", "size"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, summary in results.under(protocol).items():
-        table.add_row(name, *_cells(summary, shown, main_metric(results)))
+        table.add_row(name, *_cells(summary, shown, main))
     figures = published_figures(results.dataset, published_protocol(protocol)) if protocol.startswith("test") else []
     if figures:
         table.add_section()
     for row in figures:
-        cells = [f"{row.metrics[metric]:.4f}" if metric in row.metrics else "" for metric in shown]
-        table.add_row(f"{row.model} ({row.evidence.replace('_', '-')})", *cells, "", "", "", "", style="dim")
+        cells = [_share(row.metrics[metric]) if metric in row.metrics else "" for metric in shown]
+        table.add_row(row.model, *cells, row.evidence.replace("_", "-"), "", "", "", style="dim")
     return table
 
 
@@ -69,15 +78,21 @@ def main_metric(results: Results) -> str:
 
 
 def _cells(summary: RecommenderSummary, shown: list[str], main: str) -> list[str]:
-    cells = []
-    for metric in shown:
-        figure = summary.metrics[metric]
-        cells.append(f"{figure.mean:.4f}" + (f" ±{figure.spread:.4f}" if figure.spread is not None else ""))
     low, high = summary.metrics[main].interval
     return [
-        *cells,
-        f"{low:.4f} to {high:.4f}",
-        f"{summary.invalid_rate:.2%}",
+        *(_share(summary.metrics[metric].mean) for metric in shown),
+        f"{_share(low)}-{_share(high)}",
+        f"{summary.invalid_rate:.1%}",
         f"{summary.minutes:.1f}",
-        f"{summary.parameters:,}",
+        format_tick(summary.parameters),
     ]
+
+
+def _share(value: float) -> str:
+    """Four decimals without the zero in front, as papers print them."""
+    return f"{value:.4f}".removeprefix("0")
+
+
+def _abbreviate(metric: str) -> str:
+    """`recall@10` as R@10."""
+    return metric[0].upper() + metric[metric.index("@") :]

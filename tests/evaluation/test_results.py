@@ -123,15 +123,17 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path):
 
 
 def test_tables_set_published_figures_of_the_same_protocol_beside_ours(results):
-    console = Console(file=io.StringIO(), width=200)
+    console = Console(file=io.StringIO(), width=80)
     print_results(results, console)
     allowed, unseen = console.file.getvalue().split("seen items excluded")
-    assert "0.6250 ±0.1768" in allowed
+    assert ".6250" in allowed
     assert "all 4 targets" in allowed
-    assert "TIGER (second-hand)" in allowed
+    assert "TIGER" in allowed
+    assert "second-hand" in allowed
     assert "eSASRec" not in allowed
-    assert "eSASRec (primary)" in unseen
-    assert "0.0928" in unseen
+    assert "eSASRec" in unseen
+    assert ".0928" in unseen
+    assert max(map(len, console.file.getvalue().splitlines())) <= 80
 
 
 def test_a_sample_is_named_in_the_title():
