@@ -12,7 +12,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed-$(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint clean
+.PHONY: help install test lint demo demo-smoke clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -35,6 +35,13 @@ lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+demo: $(INSTALLED) ## train, evaluate and bundle a model on the embedded data, in runs/demo
+	$(BIN)/python train.py --config configs/demo.yaml
+
+demo-smoke: $(INSTALLED) ## the same path in its smallest form, in runs/smoke
+	rm -rf runs/smoke
+	$(BIN)/python train.py --config configs/smoke.yaml
 
 clean: ## remove the environment and caches; runs/ and results/ stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
