@@ -3,7 +3,7 @@ from collections.abc import Callable
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onerec.data.events import EventLog, find_duplicates, index_events, number_ids
@@ -29,6 +29,11 @@ def test_ties_in_time_go_by_position_then_by_row(make_tables: Callable[..., RawT
     np.testing.assert_array_equal(index(make_tables(events=events)).items, [2, 0, 1])
     placed = events.with_columns(position=pl.Series([2, 1, 0]))
     np.testing.assert_array_equal(index(make_tables(events=placed)).items, [2, 1, 0])
+
+
+def test_time_goes_before_position_where_they_disagree(make_tables: Callable[..., RawTables]) -> None:
+    events = pl.DataFrame({"user_id": [7, 7], "item_id": ["a", "b"], "timestamp": [5, 6], "position": [1, 0]})
+    np.testing.assert_array_equal(index(make_tables(events=events)).items, [0, 1])
 
 
 def test_parts_of_a_second_count(make_tables: Callable[..., RawTables]) -> None:
@@ -58,6 +63,7 @@ def test_ids_of_any_kind_are_numbered(ids: pl.Series, known: pl.Series) -> None:
     assert numbers.dtype == np.int32
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2)), max_size=30), st.booleans())
 def test_duplicates_equal_a_walk(events: list[tuple[int, int, int]], by_item: bool) -> None:
     events = sorted(events, key=lambda event: event[:2])

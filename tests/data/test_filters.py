@@ -1,7 +1,7 @@
 from collections import Counter
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onerec.data.filters import find_core
@@ -47,6 +47,7 @@ def test_a_core_may_be_empty() -> None:
     assert not core.items.any()
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=60),
     st.integers(0, 4),

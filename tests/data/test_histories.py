@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onerec.data.histories import Histories, Split
@@ -69,6 +69,7 @@ def test_arrays_of_unequal_length_are_refused(tmp_path: Path) -> None:
         Histories.load(tmp_path)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), max_size=6), min_size=1, max_size=8))
 def test_views_equal_a_walk_over_lists(users: list[list[tuple[int, int]]]) -> None:
     ordered = [sorted(events, key=lambda event: event[1]) for events in users]

@@ -5,6 +5,7 @@ import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from onerec.data.settings import DataSettings, SplitSettings
@@ -19,6 +20,7 @@ def test_leave_one_out_by_hand() -> None:
     assert num_short == 3  # users of two, no and one event
 
 
+@hypothesis_settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=20))
 def test_leave_one_out_leaves_one_of_each_or_none(lengths: list[int]) -> None:
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
@@ -43,6 +45,7 @@ def test_time_split_by_shares() -> None:
     np.testing.assert_array_equal(split_by_time(seconds, settings), [2, 0, 0, 1, 0, 0, 0, 0, 0, 1])
 
 
+@hypothesis_settings(deadline=None)
 @given(st.lists(st.integers(0, 20), min_size=2, max_size=50), st.floats(0, 0.4), st.floats(0.05, 0.5))
 def test_no_moment_lies_on_both_sides_of_a_cut(moments: list[int], validation: float, test: float) -> None:
     settings = SplitSettings(kind="global_time", validation_fraction=validation, test_fraction=test)
