@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from onerec.model.configuration import OneRecConfig
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu_, "gelu": F.gelu, "swiglu": F.silu}
 
 
 EMBEDDING_STD = 0.02

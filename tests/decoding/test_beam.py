@@ -180,18 +180,18 @@ def test_same_beams_as_constrained_generate(num_beams: int, k: int) -> None:
 def searches(draw: st.DrawFn) -> tuple[np.ndarray, Trie, int, int, list[np.ndarray]]:
     """A random catalogue with shared codes, a width, a list length, and exclusions of three requests."""
     sizes = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)))
-    num_items = draw(st.integers(1, 30))
+    num_items = draw(st.integers(1, 24))
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     codes_NL = rng.integers(0, sizes, (num_items, len(sizes)))
     trie = Trie.from_table(codes_NL, sizes, rng.permutation(num_items))
-    num_beams = draw(st.integers(1, 35))
+    num_beams = draw(st.integers(1, 28))
     k = draw(st.integers(1, num_beams))
     excluded = [rng.choice(num_items, draw(st.integers(0, num_items)), replace=False) for _ in range(3)]
     return codes_NL, trie, num_beams, k, excluded
 
 
 @given(searches())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_distinct_allowed_items_as_many_as_there_are(case: Any) -> None:
     codes_NL, trie, num_beams, k, excluded = case
     model = TableModel(trie, rows=[0, 1, 2])
@@ -210,7 +210,7 @@ def test_distinct_allowed_items_as_many_as_there_are(case: Any) -> None:
 
 
 @given(searches())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_wide_beams_are_exhaustive_to_the_last_tie(case: Any) -> None:
     codes_NL, trie, _, _, excluded = case
     model = TableModel(trie, rows=[0, 1, 2])
@@ -222,7 +222,7 @@ def test_wide_beams_are_exhaustive_to_the_last_tie(case: Any) -> None:
 
 
 @given(searches())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_a_batch_is_each_request_alone(case: Any) -> None:
     _, trie, num_beams, k, excluded = case
     together = search(TableModel(trie, rows=[0, 1, 2]), trie, num_beams, k, excluded)
