@@ -1,24 +1,19 @@
 import html.parser
-import json
 import re
+from dataclasses import dataclass
 
 import numpy as np
-import polars as pl
 import pytest
 
 from onerec.baselines.popularity import Popularity
 from onerec.data.histories import Histories, Split
-from onerec.data.prepared import PreparedData
-from onerec.data.schema import ResolvedSchema
-from onerec.errors import ArtifactError
 from onerec.evaluation.evaluator import evaluate
 from onerec.evaluation.examples import choose_examples
-from onerec.evaluation.report import ReportContents, render_report
+from onerec.evaluation.report import ReportContents, render_report, write_report
 from onerec.evaluation.results import Run, summarize_runs
-from onerec.evaluation.run_report import item_titles, write_run_report
 from onerec.evaluation.settings import EvaluationSettings
-from tokenizer.artifacts import Manifest
 
+TITLES = [f"Title <{item}>" for item in range(12)]
 SETTINGS = EvaluationSettings(ks=(1, 5, 10), bootstrap_samples=20)
 LOG = [
     {"step": 50, "loss": 5.0, "loss_level_0": 4.0, "targets_per_s": 100.0},
@@ -40,8 +35,14 @@ TOKENIZER_REPORT = {
 }
 
 
+@dataclass
+class Data:
+    histories: Histories
+    num_items: int
+
+
 @pytest.fixture(scope="module")
-def data() -> PreparedData:
+def data() -> Data:
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 15, size=30)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -50,16 +51,7 @@ def data() -> PreparedData:
     splits[offsets[1:] - 2] = Split.VALIDATION
     items = rng.integers(12, size=offsets[-1]).astype(np.int32)
     histories = Histories(offsets, items, np.arange(offsets[-1]), splits)
-    schema = ResolvedSchema(
-        text_columns=("title",), category_columns=(), user_category_columns=(), feedback={}, has_time=False,
-        vector_width=None,
-    )  # fmt: skip
-    manifest = Manifest(
-        format_version=1, kind="data", inputs={}, config_hash="", files={}, packages={}, code_revision="", details={}
-    )
-    titles = [f"Title <{item}>" if item else None for item in range(11)] + ["long " * 50]
-    frame = pl.DataFrame({"item_id": [f"id{item}" for item in range(12)], "title": titles})
-    return PreparedData(frame, pl.DataFrame({"user_id": range(30)}), histories, schema, manifest)
+    return Data(histories, 12)
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +94,6 @@ def parse(page: str) -> Checker:
     return checker
 
 
-def test_titles_fall_back_to_ids_and_are_cut(data):
-    titles = item_titles(data)
-    assert titles[:2] == ["id0", "Title <1>"]
-    assert len(titles[11]) == 100
-
-
 def test_examples_are_hits_and_misses_of_the_evaluation(data, run):
     titles = [str(item) for item in range(12)]
     popularity = Popularity.fit(data.histories, data.num_items)
@@ -126,7 +112,7 @@ def test_examples_are_hits_and_misses_of_the_evaluation(data, run):
 
 def test_the_whole_page(data, run, results):
     popularity = Popularity.fit(data.histories, data.num_items)
-    examples = choose_examples(popularity, data, run.evaluations["test"], item_titles(data))
+    examples = choose_examples(popularity, data, run.evaluations["test"], TITLES)
     page = render_report(
         ReportContents("A & B", results, LOG, TOKENIZER_REPORT, examples, "seed: 1\nname: <x>", {"torch": "2.13"})
     )
@@ -168,17 +154,6 @@ def test_parts_that_are_empty_are_left_out(results):
     parse(page)
 
 
-def test_the_report_of_a_run_folder(data, run, results, tmp_path):
-    popularity = Popularity.fit(data.histories, data.num_items)
-    folder = tmp_path / "demo"
-    with pytest.raises(ArtifactError, match="Run its stage again"):
-        write_run_report(folder, results, data, popularity, run, SETTINGS)
-    for name, value in (("pretrain/log_history.json", LOG), ("tokenizer/report.json", TOKENIZER_REPORT)):
-        path = folder / name
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(value))
-    write_run_report(folder, results, data, popularity, run, SETTINGS)
-    page = (folder / "report" / "report.html").read_text(encoding="utf-8")
-    parse(page)
-    assert "demo: popularity on amazon14_beauty" in page
-    assert "bootstrap_samples: 20" in page
+def test_the_page_is_written(results, tmp_path):
+    write_report(tmp_path / "report" / "report.html", ReportContents("t", results))
+    parse((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
