@@ -3,6 +3,8 @@
 A multiply-add counts as two. Embedding look-ups, norms and softmaxes are left out, as is usual for model FLOPs.
 """
 
+from collections.abc import Sequence
+
 from onerec.model.configuration import OneRecConfig
 
 
@@ -11,20 +13,42 @@ def forward_flops(config: OneRecConfig, num_positions: int, num_targets: int, me
 
     `mean_context` is the mean number of context positions a target attends to.
     """
-    inner = config.num_heads * config.head_dim
-    feed_forward = config.d_model * config.d_ff * (3 if config.activation == "swiglu" else 2)
-    context_position = config.num_context_layers * (
-        4 * config.d_model * inner + feed_forward + 2 * inner * mean_context
-    ) + config.num_decoder_layers * (2 * config.d_model * inner)
-    decoder_position = config.num_decoder_layers * (
-        6 * config.d_model * inner + feed_forward + 2 * inner * (mean_context + (config.num_levels + 1) / 2)
-    )
+    attended = mean_context + (config.num_levels + 1) / 2
     heads = config.d_model * sum(config.codes_per_level)
     item_head = config.d_model * (config.d_model + config.num_items) if config.item_head_weight else 0
-    per_target = config.num_levels * decoder_position + heads + item_head
-    return 2.0 * (num_positions * context_position + num_targets * per_target)
+    per_target = config.num_levels * _decoder_position(config, attended) + heads + item_head
+    return 2.0 * (num_positions * _context_position(config, mean_context) + num_targets * per_target)
 
 
 def training_flops(config: OneRecConfig, num_positions: int, num_targets: int, mean_context: float) -> float:
     """Operations of forward and backward: three times the forward's."""
     return 3.0 * forward_flops(config, num_positions, num_targets, mean_context)
+
+
+def decoding_flops(config: OneRecConfig, num_positions: int, beams_per_level: Sequence[int]) -> float:
+    """Operations of one request's beam search over a context of `num_positions`, its encoding included.
+
+    `beams_per_level` is how many beams read each level: one, the root, at the first.
+    """
+    products = num_positions * _context_position(config, num_positions)
+    for level, (num_beams, num_codes) in enumerate(zip(beams_per_level, config.codes_per_level, strict=True)):
+        attended = num_positions + level + 1
+        products += num_beams * (_decoder_position(config, attended) + config.d_model * num_codes)
+    return 2.0 * products
+
+
+def _context_position(config: OneRecConfig, mean_context: float) -> float:
+    """Multiply-adds of one history position, its keys and values for the decoder included."""
+    inner = config.num_heads * config.head_dim
+    block = 4 * config.d_model * inner + _feed_forward(config) + 2 * inner * mean_context
+    return config.num_context_layers * block + config.num_decoder_layers * 2 * config.d_model * inner
+
+
+def _decoder_position(config: OneRecConfig, num_attended: float) -> float:
+    """Multiply-adds of one decoder position that attends to `num_attended` context positions and codes."""
+    inner = config.num_heads * config.head_dim
+    return config.num_decoder_layers * (6 * config.d_model * inner + _feed_forward(config) + 2 * inner * num_attended)
+
+
+def _feed_forward(config: OneRecConfig) -> int:
+    return config.d_model * config.d_ff * (3 if config.activation == "swiglu" else 2)
