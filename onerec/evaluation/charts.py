@@ -1,4 +1,7 @@
-"""Small charts as inline SVG; colours are CSS variables of the page, so that they follow its light or dark scheme."""
+"""Small charts as inline SVG.
+
+The page's CSS colours them, in its light or dark scheme; the attributes here are for readers that apply none to SVG.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +11,8 @@ from html import escape
 _WIDTH, _HEIGHT = 520, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 44
 _BAR_HEIGHT, _BAR_LABEL_WIDTH = 26, 150
-NUM_COLOURS = 6
+_COLOURS = ("#2f6fed", "#e2703a", "#16a07a", "#9357d6", "#c8a400", "#d1477a")
+NUM_COLOURS = len(_COLOURS)
 _MOST_MARKED_POINTS = 30
 
 
@@ -40,11 +44,14 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, logarithmic
     for number, each in enumerate(series):
         places = [plane.at(*point) for point in each.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(f'<polyline class="line c{number % NUM_COLOURS}" points="{path}"/>')
+        colour = number % NUM_COLOURS
+        parts.append(
+            f'<polyline class="line c{colour}" fill="none" stroke="{_COLOURS[colour]}" stroke-width="2" '
+            f'points="{path}"/>'
+        )
         if len(places) <= _MOST_MARKED_POINTS:
-            parts += [
-                f'<circle class="bar c{number % NUM_COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places
-            ]
+            dot = f'class="bar c{colour}" fill="{_COLOURS[colour]}" r="3"'
+            parts += [f'<circle {dot} cx="{x:.1f}" cy="{y:.1f}"/>' for x, y in places]
     return _figure(_svg(_WIDTH, _HEIGHT, parts, y_label), y_label, [each.name for each in series])
 
 
@@ -60,13 +67,16 @@ def bar_chart(bars: Sequence[Bar], label: str) -> str:
         middle = y + (_BAR_HEIGHT - 8) / 2
         parts.append(
             f'<text x="{_BAR_LABEL_WIDTH - 10}" y="{middle + 4}" text-anchor="end">{escape(bar.name)}</text>'
-            f'<rect class="bar c{bar.colour}" x="{_BAR_LABEL_WIDTH}" y="{y}" rx="2" '
+            f'<rect class="bar c{bar.colour}" fill="{_COLOURS[bar.colour]}" x="{_BAR_LABEL_WIDTH}" y="{y}" rx="2" '
             f'width="{max(bar.value * scale, 1):.1f}" height="{_BAR_HEIGHT - 8}"/>'
         )
         end = bar.value
         if bar.interval:
             low, high = (_BAR_LABEL_WIDTH + bound * scale for bound in bar.interval)
-            parts.append(f'<line class="whisker" x1="{low:.1f}" x2="{high:.1f}" y1="{middle}" y2="{middle}"/>')
+            parts.append(
+                f'<line class="whisker" stroke="currentColor" x1="{low:.1f}" x2="{high:.1f}" '
+                f'y1="{middle}" y2="{middle}"/>'
+            )
             end = max(end, bar.interval[1])
         parts.append(
             f'<text x="{_BAR_LABEL_WIDTH + end * scale + 8:.1f}" y="{middle + 4}">{format_tick(bar.value)}</text>'
@@ -120,12 +130,12 @@ def _axes(plane: _Plane, x_label: str) -> list[str]:
     parts = []
     for tick in nice_ticks(*plane.y_range):
         _, y = plane.at(1.0, tick)
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<line class="grid" stroke="#e2e6ec" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{format_tick(tick)}</text>')
     for tick in plane.x_ticks():
         x, _ = plane.at(tick, 0.0)
         parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{format_tick(tick)}</text>')
-    parts.append(f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+    parts.append(f'<line class="axis" stroke="#5d6b7c" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     middle = (left + right) / 2
     parts.append(f'<text class="label" x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>')
     return parts
@@ -145,7 +155,7 @@ def _padded_range(values: Sequence[float], share: float) -> tuple[float, float]:
 
 def _svg(width: int, height: int, parts: Sequence[str], title: str) -> str:
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}" '
+        f'<svg viewBox="0 0 {width} {height}" font-size="12" role="img" aria-label="{escape(title)}" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
     )
 
