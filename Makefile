@@ -2,17 +2,19 @@
 #   PYTHON       interpreter that makes the environment (3.11 to 3.13)
 #   TORCH_INDEX  package index for torch alone, where the default one would bring another build than you want
 #   EXTRAS       groups of pyproject.toml installed beside the core
+#   BUNDLE       folder that `make serve` serves
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 EXTRAS ?= dev,serve
+BUNDLE ?= runs/demo/bundle
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed-$(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo demo-smoke clean
+.PHONY: help install test lint demo demo-smoke serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -42,6 +44,9 @@ demo: $(INSTALLED) ## train, evaluate and bundle a model on the embedded data, i
 demo-smoke: $(INSTALLED) ## the same path in its smallest form, in runs/smoke
 	rm -rf runs/smoke
 	$(BIN)/python train.py --config configs/smoke.yaml
+
+serve: $(INSTALLED) ## answer requests from the demo's bundle (BUNDLE=runs/NAME/bundle for another)
+	$(BIN)/python serve.py --bundle $(BUNDLE)
 
 clean: ## remove the environment and caches; runs/ and results/ stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

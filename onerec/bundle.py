@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel
 
 from onerec.config import RunConfig
 from onerec.data.prepared import PreparedData
+from onerec.data.titles import item_titles
 from onerec.decoding.recommender import OneRecRecommender
 from onerec.decoding.trie import Trie
 from onerec.errors import ArtifactError
@@ -65,6 +66,11 @@ class Bundle:
         )
         return cls(model.eval(), table, items, manifest)
 
+    @property
+    def titles(self) -> list[str]:
+        """What to call each item."""
+        return item_titles(self.items, self.manifest.details["text_columns"])
+
     def recommender(self, num_beams: int | None = None) -> OneRecRecommender:
         """The same recommender that was evaluated, with the run's number of beams unless told otherwise."""
         beams = num_beams or int(self.manifest.details["num_beams"])
@@ -112,7 +118,11 @@ def write_bundle(
         table.save(temporary / "table")
         data.items.select(*dict.fromkeys(shown)).write_parquet(temporary / "items.parquet")
         (temporary / "README.md").write_text(_model_card(model, table, data, results, config), encoding="utf-8")
-        details = {"run": config.name, "num_beams": config.decoding.num_beams}
+        details = {
+            "run": config.name,
+            "num_beams": config.decoding.num_beams,
+            "text_columns": list(data.schema.text_columns),
+        }
         write_manifest(temporary, KIND, {**inputs, "table": table.content_hash}, hash_settings(config), details)
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import polars as pl
 import yaml
 from rich.console import Console
 
@@ -25,6 +24,7 @@ from onerec.bundle import build_trie, write_bundle
 from onerec.config import RunConfig
 from onerec.data.histories import Split
 from onerec.data.prepared import PreparedData, prepare
+from onerec.data.titles import item_titles
 from onerec.decoding.recommender import OneRecRecommender
 from onerec.errors import ArtifactError, ConfigError
 from onerec.evaluation.evaluator import Evaluation, evaluate
@@ -257,14 +257,6 @@ class Pipeline:
         read_manifest(folder, kind)
         self.console.print(f"{name}: found the finished artefact, kept")
         return True
-
-
-def item_titles(items: pl.DataFrame, text_columns: Sequence[str]) -> list[str]:
-    """What to call each item: its first text column, or its id where that is empty."""
-    ids = items["item_id"].cast(pl.String)
-    if not text_columns:
-        return ids.to_list()
-    return items[text_columns[0]].fill_null(ids).to_list()
 
 
 def _require_same_config(stored: Path, config: RunConfig) -> None:

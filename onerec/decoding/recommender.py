@@ -11,6 +11,7 @@ import torch
 from onerec.decoding.beam import beam_search
 from onerec.decoding.trie import Trie
 from onerec.evaluation.recommender import Ranking
+from onerec.model.context import Context
 from onerec.model.onerec import OneRec
 
 _MAX_REQUESTS = 32  # decoded at a time; more costs memory without being faster on a CPU
@@ -31,7 +32,6 @@ class OneRecRecommender:
         """Trainable numbers of the model."""
         return self.model.num_parameters()
 
-    @torch.inference_mode()
     def recommend(self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool) -> Ranking:
         """Return the `k` items of highest probability; `exclude_seen` leaves out every item of the full history.
 
@@ -42,11 +42,30 @@ class OneRecRecommender:
         scores_BK = np.empty((len(histories), k), dtype=np.float32)
         for requests in self._like_lengths(histories):
             chosen = [np.asarray(histories[request]) for request in requests]
-            context = self.model.encode(*self._pad(chosen))
-            excluded = chosen if exclude_seen else None
-            result = beam_search(self.model, context, self.trie, self.num_beams, k, excluded)
-            items_BK[requests], scores_BK[requests] = result.items_BK.cpu().numpy(), result.scores_BK.cpu().numpy()
+            ranking = self.search(self.encode(chosen), k, chosen if exclude_seen else None)
+            items_BK[requests], scores_BK[requests] = ranking.items_BK, ranking.scores_BK
         return Ranking(items_BK=items_BK, scores_BK=scores_BK)
+
+    @torch.inference_mode()
+    def encode(self, histories: Sequence[np.ndarray]) -> Context:
+        """Encode the newest readable items of each history, as one batch."""
+        return self.model.encode(*self._pad(histories))
+
+    def search(
+        self, context: Context, k: int, excluded: Sequence[np.ndarray] | None = None, num_beams: int | None = None
+    ) -> Ranking:
+        """Return the `k` items of highest probability for each request of an encoded batch.
+
+        Args:
+            excluded: item indices each request may not return, one array a request; None excludes nothing.
+            num_beams: prefixes kept a level, where not the recommender's own number.
+
+        Raises:
+            ConfigError: `k` exceeds the number of beams.
+            DataError: an excluded item outside the catalogue.
+        """
+        result = beam_search(self.model, context, self.trie, num_beams or self.num_beams, k, excluded)
+        return Ranking(result.items_BK.to("cpu", torch.int32).numpy(), result.scores_BK.cpu().numpy())
 
     def _like_lengths(self, histories: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """Request numbers in groups of similar history length, so that little is padded."""

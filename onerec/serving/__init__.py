@@ -1,0 +1,1 @@
+"""The endpoint: recommendations over HTTP from a bundle, by the evaluator's own search."""

@@ -1,0 +1,53 @@
+"""Bodies beyond the limit are refused before they are held in memory."""
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from onerec.serving.schema import ErrorResponse
+
+
+class BodyLimit:
+    """ASGI middleware that answers 413 to a body of more than `max_body_bytes`, declared or not."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on with its body read, or refuse it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            body = await self._read(Request(scope, receive))
+        except ClientDisconnect:
+            return  # nobody is left to answer
+        if body is None:
+            error = ErrorResponse(reason=f"body: expected at most {self.max_body_bytes} bytes, found more.")
+            # The rest of the body stays unread, so the connection cannot carry another request.
+            await JSONResponse(error.model_dump(), 413, headers={"connection": "close"})(scope, receive, send)
+        else:
+            await self.app(scope, _replay(body, receive), send)
+
+    async def _read(self, request: Request) -> bytes | None:
+        """The body; None where it is too long."""
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self.max_body_bytes:
+            return None
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > self.max_body_bytes:
+                return None
+        return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay

@@ -1,0 +1,71 @@
+"""What the endpoint reads and answers: the types of its OpenAPI document."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+
+ItemId = StrictStr | StrictInt
+PositiveCount = Annotated[StrictInt, Field(ge=1)]
+
+
+class RecommendRequest(BaseModel):
+    """One user's history and what is asked for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    history: list[ItemId] = Field(description="ids of the catalogue, oldest first; empty for a user without history")
+    k: PositiveCount = Field(10, description="items to return")
+    beams: PositiveCount | None = Field(
+        None,
+        description="prefixes kept in the search, at least k; the bundle's own number where not given, or k if more",
+    )
+    exclude: list[ItemId] = Field(default=[], description="ids that may not be returned")
+    exclude_seen: StrictBool = Field(True, description="leave out every item of the history")
+    timings: StrictBool = Field(False, description="answer the milliseconds of each stage")
+
+
+class RecommendedItem(BaseModel):
+    """One place of the list."""
+
+    id: str | int = Field(description="the catalogue's own key")
+    score: float = Field(description="log-probability of the semantic ID; compares items of one answer only")
+    semantic_id: list[int]
+    title: str
+
+
+class StageMilliseconds(BaseModel):
+    """Time spent in each stage."""
+
+    encode: float
+    search: float
+
+
+class RecommendResponse(BaseModel):
+    """The best items, best first; fewer than k only where fewer are allowed."""
+
+    items: list[RecommendedItem]
+    bundle: str = Field(description="content hash of the bundle that answered")
+    beams: int = Field(description="prefixes kept in the search")
+    history_items_read: int = Field(description="newest items of the history that the model read")
+    milliseconds: StageMilliseconds | None = Field(None, description="where `timings` asked for it")
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: str = "ok"
+
+
+class Readiness(BaseModel):
+    """What is being served."""
+
+    status: str = "ready"
+    run: str = Field(description="name of the run that the bundle was made by")
+    bundle: str = Field(description="content hash of the bundle")
+    num_items: int
+
+
+class ErrorResponse(BaseModel):
+    """Why a request was refused."""
+
+    reason: str

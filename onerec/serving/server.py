@@ -1,0 +1,45 @@
+"""One process: load the bundle, listen, answer until told to stop."""
+
+import socket
+from pathlib import Path
+
+from onerec.errors import ConfigError, ServingError
+from onerec.serving.limits import Limits
+
+_SHUTDOWN_SECONDS = 30  # that requests in flight may still take after SIGTERM
+
+
+def run_server(bundle_folder: Path, host: str, port: int, limits: Limits) -> None:
+    """Serve a bundle until SIGTERM or SIGINT; requests in flight are answered first.
+
+    Raises:
+        ConfigError: the packages of the extra `serve` are not installed.
+        ArtifactError: the bundle is missing, damaged, or made of parts that do not belong together.
+        ServingError: the address cannot be listened on.
+    """
+    try:
+        import uvicorn
+
+        from onerec.serving.app import create_app
+    except ModuleNotFoundError as error:
+        if error.name not in ("fastapi", "starlette", "uvicorn"):
+            raise
+        raise ConfigError(
+            f"serving needs the package {error.name}, which is not installed. Install the extra: pip install '.[serve]'"
+        ) from None
+    from onerec.bundle import Bundle
+    from onerec.serving.engine import Engine
+
+    engine = Engine(Bundle.load(bundle_folder), limits)
+    with _listen(host, port) as listener:
+        config = uvicorn.Config(create_app(engine), timeout_graceful_shutdown=_SHUTDOWN_SECONDS)
+        address = f"[{host}]" if ":" in host else host
+        print(f"Serving {bundle_folder} at http://{address}:{listener.getsockname()[1]}/v1/recommend", flush=True)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise ServingError(f"cannot listen on {host} port {port} ({error}). Choose another --host or --port.") from None
