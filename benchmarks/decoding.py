@@ -1,0 +1,226 @@
+"""Requests a second against transformers' generate: `python -m benchmarks.decoding [--json PATH] [--quick]`.
+
+Both decode the same random histories of 20 items over the same catalogue (three levels of 256 codes and a suffix), in
+layers of TIGER's shape: 4 + 4 layers, width 128, 6 heads of 64, feed-forward 1024. Weights are random: time does not
+depend on them. A request is timed from item indices to ranked items, encoding included; all beams are returned.
+
+- T5 reads 20 x 4 code tokens and decodes by `generate`, with the trie of the TIGER baseline as
+  `prefix_allowed_tokens_fn` (`ratio_vs_generate_constrained`) and without any constraint (`ratio_vs_generate`).
+- OneRec reads 20 items and decodes by `beam_search`, constrained.
+
+The programs take turns on the same batches; each figure is its best turn after one that is not timed. The ratios of
+`cpu_ratio_…` compare processor seconds instead of the clock's, which others who use the machine disturb less.
+`flops_utilisation` is OneRec's model FLOPs over the best rate of a 1024 x 1024 float32 product; `search_share` is the
+part of OneRec's time outside the model: trie, candidates and top-k. `invalid_rate` is the share of returned places that
+hold no item of the catalogue, or one that is there already.
+"""
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.training import NUM_ITEMS, ONEREC_SHAPE, TIGER_SHAPE, make_table
+from onerec.baselines.tiger import FlatCodes, ItemTrie, build_t5
+from onerec.decoding.beam import beam_search
+from onerec.decoding.trie import Trie
+from onerec.model.configuration import OneRecConfig
+from onerec.model.flops import decoding_flops
+from onerec.model.onerec import OneRec
+from onerec.training.pretraining import build_model
+from onerec.training.throughput import measure_matmul_gflops
+from tokenizer.artifacts import package_versions, write_json
+from tokenizer.table import SemanticIdTable
+
+WIDTHS = (10, 50, 128, 512)
+NUM_HISTORY_ITEMS = 20
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is decoded to be timed."""
+
+    max_requests: int  # of a batch
+    max_rows: int  # requests x beams of a batch
+    num_turns: int
+    num_generate_turns: int
+
+
+FULL = Sizes(max_requests=32, max_rows=2048, num_turns=8, num_generate_turns=2)
+QUICK = Sizes(max_requests=4, max_rows=512, num_turns=3, num_generate_turns=1)
+
+
+class ClockedModel:
+    """A OneRec whose `decode_step` is timed, to tell the model's share of a search."""
+
+    def __init__(self, model: OneRec) -> None:
+        self.config, self.new_cache = model.config, model.new_cache
+        self.seconds = 0.0
+        self._model = model
+
+    def decode_step(self, *arguments: Any) -> Tensor:
+        begin = time.perf_counter()
+        log_probs_BWK = self._model.decode_step(*arguments)
+        self.seconds += time.perf_counter() - begin
+        return log_probs_BWK
+
+
+class Onerec:
+    """Our side of the comparison."""
+
+    def __init__(self, table: SemanticIdTable) -> None:
+        torch.manual_seed(0)
+        self.model = build_model(ONEREC_SHAPE.model_copy(update={"activation": "relu"}), table).eval()
+        self.trie = Trie.from_table(table.codes_NL, table.codes_per_level)
+
+    @torch.inference_mode()
+    def decode(self, histories_BS: np.ndarray, num_beams: int) -> Tensor:
+        """Ranked items (B, W)."""
+        return beam_search(self.model, self._encode(histories_BS), self.trie, num_beams, num_beams).items_BK
+
+    @torch.inference_mode()
+    def search_share(self, histories_BS: np.ndarray, num_beams: int) -> float:
+        """Share of a request's time that is neither encoding nor decoder."""
+        begin = time.perf_counter()
+        context = self._encode(histories_BS)
+        encoded = time.perf_counter()
+        clocked = ClockedModel(self.model)
+        beam_search(clocked, context, self.trie, num_beams, num_beams)
+        ended = time.perf_counter()
+        return (ended - encoded - clocked.seconds) / (ended - begin)
+
+    def request_flops(self, num_beams: int) -> float:
+        """Operations of one request, with as many beams at a level as there are prefixes for."""
+        prefixes = [self.trie.num_nodes(level) for level in range(self.trie.num_levels - 1)]
+        beams_per_level = [1, *(min(num_beams, num_prefixes) for num_prefixes in prefixes)]
+        config: OneRecConfig = self.model.config
+        return decoding_flops(config, NUM_HISTORY_ITEMS + 1, beams_per_level)
+
+    def _encode(self, histories_BS: np.ndarray) -> Any:
+        return self.model.encode(torch.from_numpy(histories_BS), torch.full((len(histories_BS),), NUM_HISTORY_ITEMS))
+
+
+class Generate:
+    """The rival: transformers' T5 and `generate`."""
+
+    def __init__(self, table: SemanticIdTable) -> None:
+        torch.manual_seed(0)
+        self.codes = FlatCodes(table)
+        self.model = build_t5(self.codes, TIGER_SHAPE).eval()
+        self.trie = ItemTrie(self.codes.tokens_NL, table.bucket_rank_N)
+
+    @torch.inference_mode()
+    def decode(self, histories_BS: np.ndarray, num_beams: int, constrained: bool) -> None:
+        constraint = self.trie.constraint([set()] * len(histories_BS)) if constrained else None
+        self.model.generate(
+            **self.codes.encode(histories_BS, NUM_HISTORY_ITEMS),
+            num_beams=num_beams,
+            num_return_sequences=num_beams,
+            min_new_tokens=self.codes.num_levels,
+            max_new_tokens=self.codes.num_levels,
+            length_penalty=0.0,
+            do_sample=False,
+            prefix_allowed_tokens_fn=constraint,
+        )
+
+
+def measure_width(onerec: Onerec, generate: Generate, num_beams: int, sizes: Sizes) -> dict[str, float]:
+    """Requests a second of each program at one width, and what OneRec's are made of."""
+    num_requests = max(1, min(sizes.max_requests, sizes.max_rows // num_beams))
+    num_items = onerec.trie.num_items
+    histories_BS = np.random.default_rng(num_beams).integers(num_items, size=(num_requests, NUM_HISTORY_ITEMS))
+    programs: dict[str, Callable[[], object]] = {
+        "onerec": lambda: onerec.decode(histories_BS, num_beams),
+        "generate_constrained": lambda: generate.decode(histories_BS, num_beams, constrained=True),
+        "generate": lambda: generate.decode(histories_BS, num_beams, constrained=False),
+    }
+    onerec.decode(histories_BS, num_beams)
+    generate.decode(histories_BS[:1], num_beams, constrained=False)
+    best_s, best_cpu_s = take_turns(programs, sizes)
+    return {
+        "batch_size": num_requests,
+        "requests_per_s": num_requests / best_s["onerec"],
+        "generate_constrained_requests_per_s": num_requests / best_s["generate_constrained"],
+        "generate_requests_per_s": num_requests / best_s["generate"],
+        "ratio_vs_generate_constrained": best_s["generate_constrained"] / best_s["onerec"],
+        "ratio_vs_generate": best_s["generate"] / best_s["onerec"],
+        "cpu_ratio_vs_generate_constrained": best_cpu_s["generate_constrained"] / best_cpu_s["onerec"],
+        "cpu_ratio_vs_generate": best_cpu_s["generate"] / best_cpu_s["onerec"],
+        "achieved_gflops": onerec.request_flops(num_beams) * num_requests / best_s["onerec"] / 1e9,
+        "search_share": min(onerec.search_share(histories_BS, num_beams) for _ in range(sizes.num_turns)),
+        "invalid_rate": invalid_rate(onerec.decode(histories_BS, num_beams), num_items),
+    }
+
+
+def take_turns(programs: dict[str, Callable[[], object]], sizes: Sizes) -> tuple[dict[str, float], dict[str, float]]:
+    """Least seconds and least processor seconds of each program's turns."""
+    best_s, best_cpu_s = dict.fromkeys(programs, float("inf")), dict.fromkeys(programs, float("inf"))
+    for turn in range(sizes.num_turns):
+        for name, program in programs.items():
+            if name == "onerec" or turn < sizes.num_generate_turns:
+                begin_s, begin_cpu_s = time.perf_counter(), time.process_time()
+                program()
+                best_s[name] = min(best_s[name], time.perf_counter() - begin_s)
+                best_cpu_s[name] = min(best_cpu_s[name], time.process_time() - begin_cpu_s)
+    return best_s, best_cpu_s
+
+
+def invalid_rate(items_BW: Tensor, num_items: int) -> float:
+    """Share of places without an item of the catalogue or with one a second time."""
+    num_valid = sum(len({item for item in row if 0 <= item < num_items}) for row in items_BW.tolist())
+    return 1 - num_valid / items_BW.numel()
+
+
+def measure(sizes: Sizes) -> dict[str, Any]:
+    """All widths; the machine's rate is the best of what was seen before and after."""
+    torch.set_flush_denormal(True)
+    table = make_table()
+    onerec, generate = Onerec(table), Generate(table)
+    peaks_gflops = [measure_matmul_gflops()]
+    rows = {}
+    for width in tqdm(WIDTHS, desc="decode", unit="width"):
+        rows[str(width)] = measure_width(onerec, generate, width, sizes)
+        peaks_gflops.append(measure_matmul_gflops())
+    figures: dict[str, Any] = {"matmul_peak_gflops": round(max(peaks_gflops), 1)}
+    for row in rows.values():
+        row["flops_utilisation"] = row.pop("achieved_gflops") / max(peaks_gflops)
+    figures["invalid_rate"] = max(row.pop("invalid_rate") for row in rows.values())
+    for key in rows[str(WIDTHS[0])]:
+        figures[key] = {width: float(f"{row[key]:.4g}") for width, row in rows.items()}
+    return figures
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.decoding", description=__doc__)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--quick", action="store_true", help="smaller batches, one turn of generate: under a minute")
+    arguments = parser.parse_args(argv)
+    sizes = QUICK if arguments.quick else FULL
+    figures = measure(sizes)
+    figures |= {
+        "sizes": vars(sizes),
+        "items": NUM_ITEMS,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "packages": package_versions(),
+    }
+    for key, value in figures.items():
+        print(f"{key}: {value}")
+    if arguments.json:
+        write_json(arguments.json, figures)
+
+
+if __name__ == "__main__":
+    main()
