@@ -112,7 +112,8 @@ def _vectors_of_column(column: pl.Series) -> np.ndarray:
     ):
         raise DataError(f"given vectors: column {column.name!r} is {column.dtype}, expected lists of numbers.")
     lengths = column.list.len() if isinstance(column.dtype, pl.List) else column.arr.len()
-    usual = lengths.mode().sort()[0] if len(lengths) else 0
+    known = lengths.drop_nulls()
+    usual = known.mode().sort()[0] if len(known) else 0
     wrong = np.flatnonzero((lengths != usual).fill_null(True).to_numpy())
     if len(wrong):
         row = int(wrong[0])

@@ -9,13 +9,14 @@ same ones.
 Legend: N items, D width of a source.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from tokenizer.config import FusionSettings
 from tokenizer.errors import ArtifactError, DataError
@@ -35,9 +36,9 @@ class Source:
 
 @dataclass
 class Fusion:
-    """Fitted maps from sources to the fused vector; parts stand in the order of `names`."""
+    """Fitted maps from sources to the fused vector; parts stand in the order of `weights`."""
 
-    names: list[str]
+    weights: dict[str, float]  # source -> its share of squared length
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
@@ -47,7 +48,8 @@ class Fusion:
         Raises:
             DataError: a source that knows no item at all, or sources of different lengths.
         """
-        fusion = cls([source.name for source in sources])
+        total = sum(source.weight for source in sources)
+        fusion = cls({source.name: source.weight / total for source in sources})
         for source in sources:
             known_ND = source.vectors_ND[source.known_N].astype(np.float64)
             if not len(known_ND):
@@ -56,7 +58,6 @@ class Fusion:
             mean_D = known_ND.mean(axis=0) if settings.centre else np.zeros(width)
             fusion.arrays[f"{source.name}.mean"] = mean_D
             fusion.arrays[f"{source.name}.whitening"] = _whitening(known_ND - mean_D, settings.whiten_power)
-            fusion.arrays[f"{source.name}.weight"] = np.array(source.weight)
         parts = {source.name: fusion._part(source) for source in sources}
         known = {source.name: source.known_N for source in sources}
         for name in fusion.names:
@@ -66,6 +67,11 @@ class Fusion:
                     others_ND[known[name]], parts[name][known[name]], settings.ridge
                 )
         return fusion
+
+    @property
+    def names(self) -> list[str]:
+        """Sources in the order of their parts."""
+        return list(self.weights)
 
     def transform(self, sources: Sequence[Source]) -> np.ndarray:
         """Fused vectors, float32 (N, sum of widths).
@@ -84,7 +90,7 @@ class Fusion:
             if unknown_N.any() and f"{source.name}.ridge" in self.arrays:
                 predicted = self._others(source.name, parts)[unknown_N] @ self.arrays[f"{source.name}.ridge"]
                 part_ND[unknown_N] = _unit_rows(predicted)
-            fused.append(part_ND * np.sqrt(self._share(source.name)))
+            fused.append(part_ND * np.sqrt(self.weights[source.name]))
         return np.concatenate(fused, axis=1).astype(np.float32)
 
     def width_of(self, name: str) -> int:
@@ -94,19 +100,18 @@ class Fusion:
     def save(self, path: Path) -> None:
         """Write the maps as safetensors."""
         arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
-        save_file({**arrays, **{f"order.{place}.{name}": np.zeros(1) for place, name in enumerate(self.names)}}, path)
+        save_file(arrays, path, metadata={"weights": json.dumps(self.weights)})
 
     @classmethod
     def load(cls, path: Path) -> "Fusion":
         """Read what `save` wrote; raises ArtifactError where it is missing or damaged."""
         try:
-            arrays = load_file(path)
-        except (OSError, SafetensorError) as error:
+            with safe_open(path, framework="np") as file:
+                weights = json.loads(file.metadata()["weights"])
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path}: not readable fusion maps ({error}). Fit the tokenizer again.") from error
-        order = sorted(key.split(".")[1:] for key in arrays if key.startswith("order."))
-        return cls(
-            [name for _, name in order], {key: array for key, array in arrays.items() if not key.startswith("order.")}
-        )
+        return cls(weights, arrays)
 
     def _part(self, source: Source) -> np.ndarray:
         """A source's centred, whitened rows of length 1; zero where unknown."""
@@ -119,10 +124,6 @@ class Fusion:
     def _others(self, name: str, parts: Mapping[str, np.ndarray]) -> np.ndarray:
         others = [parts[other] for other in self.names if other != name]
         return np.concatenate(others, axis=1) if others else np.zeros((len(parts[name]), 0))
-
-    def _share(self, name: str) -> float:
-        total = sum(float(self.arrays[f"{each}.weight"]) for each in self.names)
-        return float(self.arrays[f"{name}.weight"]) / total
 
 
 def _unit_rows(rows_ND: np.ndarray) -> np.ndarray:

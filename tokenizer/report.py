@@ -183,13 +183,13 @@ def neighbour_agreement(
     is_other_Qk = found_Qk != sample_Q[:, None]
     same_QkL = codes_NL[found_Qk] == codes_NL[sample_Q][:, None, :]
     prefix_QkL = np.logical_and.accumulate(same_QkL, axis=2)
-    strangers_Q = np.random.default_rng(seed + 1).permutation(sample_Q)
+    strangers_Q = np.roll(sample_Q, 1)  # the sample is in random order
     chance_QL = np.logical_and.accumulate(codes_NL[sample_Q] == codes_NL[strangers_Q], axis=1)
     return NeighbourAgreement(
         num_neighbours=num_neighbours,
         num_sampled=len(sample_Q),
         by_prefix=prefix_QkL[is_other_Qk].mean(axis=0).tolist(),
-        by_chance=chance_QL[sample_Q != strangers_Q].mean(axis=0).tolist() if len(sample_Q) > 1 else [0.0] * num_levels,
+        by_chance=chance_QL.mean(axis=0).tolist(),
     )
 
 
