@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from onerec.errors import ArtifactError
 from onerec.world.settings import WorldSettings
 from onerec.world.users import users_table
 from onerec.world.world import EVENT_COLUMNS, World
@@ -21,8 +22,10 @@ def write_world(settings: WorldSettings, folder: Path) -> Manifest:
     """Write events.parquet, items.parquet, users.parquet and world.yaml; the log passes through memory in blocks.
 
     Raises:
-        ArtifactError: the disk is full or the folder cannot be written.
+        ArtifactError: the disk is full, the folder cannot be written, or it holds something else than a world.
     """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / _SETTINGS_FILE).is_file():
+        raise ArtifactError(f"{folder}: found a folder with other contents, which would be lost. Choose a new one.")
     world = World(settings)
     schema = pa.schema([(name, pa.from_numpy_dtype(np.dtype(dtype))) for name, dtype in EVENT_COLUMNS.items()])
     with atomic_folder(folder) as temporary:

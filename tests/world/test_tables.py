@@ -55,6 +55,9 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "file").write_text("")
     assert main(["--events", "2000", "--out", str(tmp_path / "file" / "world")]) == 2
     assert "cannot write here" in capsys.readouterr().err
+    assert main(["--events", "2000", "--out", str(tmp_path)]) == 2
+    assert "would be lost" in capsys.readouterr().err
+    assert (tmp_path / "file").exists()
 
 
 def test_a_world_opened_again_goes_on_from_its_log(folder: Path) -> None:
