@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; what is finished is whole. The same command goes on from here.", file=sys.stderr)
         return 130
+    if not pipeline.processes.is_main_process:
+        return 0
     print(f"\nServe it:  python serve.py --bundle {pipeline.folder / 'bundle'}")
     print(f"Report:    {pipeline.folder / 'report' / 'report.html'}")
     return 0

@@ -2,7 +2,8 @@
 
     runs/<name>/  config.yaml  data/  tokenizer/  pretrain/  evaluations/<recommender>/  bundle/  report/
 
-A finished artefact of the same config is kept, so a run that was stopped goes on where it was.
+A finished artefact of the same config is kept, so a run that was stopped goes on where it was. Under torchrun all
+processes train; every other stage is the main process's alone.
 """
 
 import json
@@ -13,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 import yaml
+from accelerate import PartialState
 from rich.console import Console
 
 from onerec.baselines.item_knn import ItemKnn
@@ -37,6 +39,7 @@ from onerec.evaluation.tables import print_results
 from onerec.model.onerec import OneRec
 from onerec.training.pretraining import ARTIFACT_KIND as PRETRAIN_KIND
 from onerec.training.pretraining import load_pretrained, pretrain
+from onerec.training.processes import join_processes
 from tokenizer.artifacts import (
     MANIFEST_NAME,
     atomic_file,
@@ -51,6 +54,7 @@ from tokenizer.settings import dump_yaml
 from tokenizer.table import SemanticIdTable
 
 STAGES = ("data", "tokenizer", "pretrain", "evaluate", "bundle", "report")
+_JOINT_STAGE = "pretrain"
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Pipeline:
     config: RunConfig
     folder: Path
     console: Console
+    processes: PartialState
 
     @classmethod
     def open(cls, config: RunConfig, root: Path, console: Console | None = None) -> "Pipeline":
@@ -69,14 +74,15 @@ class Pipeline:
             ConfigError: the folder holds a run of another config.
             ArtifactError: the folder cannot be written.
         """
-        folder = root / config.name
+        folder, processes = root / config.name, join_processes()
         stored = folder / "config.yaml"
-        if stored.exists():
-            _require_same_config(stored, config)
-        else:
-            with atomic_file(stored) as temporary:
-                temporary.write_text(dump_yaml(config), encoding="utf-8")
-        return cls(config, folder, console or Console())
+        with processes.main_process_first():
+            if stored.exists():
+                _require_same_config(stored, config)
+            else:
+                with atomic_file(stored) as temporary:
+                    temporary.write_text(dump_yaml(config), encoding="utf-8")
+        return cls(config, folder, console or Console(quiet=not processes.is_main_process), processes)
 
     def run(self, stage: str = "all") -> None:
         """Run one stage, or every stage in turn."""
@@ -89,6 +95,10 @@ class Pipeline:
             "report": self.write_report,
         }
         for name in STAGES if stage == "all" else (stage,):
+            if name == _JOINT_STAGE:
+                self.processes.wait_for_everyone()  # the others read what the main process has written
+            elif not self.processes.is_main_process:
+                continue
             self.console.rule(f"[bold]{name}")
             stages[name]()
 

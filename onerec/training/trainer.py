@@ -3,17 +3,20 @@
 One Trainer "epoch" is the complete training: the sampler lays out the batches of all passes in an order fixed by the
 seed, so that a resumed run only skips batches and continues with the very same ones.
 
-Shapes: B batch, S positions, P targets a row.
+Several processes share the windows of every step: losses and gradients are means over the targets of all of them, so
+their number changes nothing. The main process validates and tells the others.
+
+Shapes: B batch, S positions, P targets a row, L levels.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.tensorboard import SummaryWriter
@@ -24,6 +27,7 @@ from onerec.data.batches import TrainingWindows, bucketed_batches
 from onerec.model.flops import training_flops
 from onerec.model.onerec import OneRec, OneRecOutput
 from onerec.training.checkpoints import STAGING, publish_checkpoint
+from onerec.training.processes import LONGEST_WAIT
 from onerec.training.settings import TrainingSettings
 from onerec.training.throughput import measure_matmul_gflops
 
@@ -31,7 +35,10 @@ KEPT_CHECKPOINTS = 2
 
 
 class BatchPlan(Sampler[np.ndarray]):
-    """The windows of every step of a training, each process taking every `num_processes`-th window of a step."""
+    """The windows of every step of a training, each process taking every `num_processes`-th window of a step.
+
+    The steps do not depend on the number of processes; a step of fewer windows leaves some of them without any.
+    """
 
     def __init__(
         self, windows: TrainingWindows, settings: TrainingSettings, seed: int, rank: int, num_processes: int
@@ -51,8 +58,7 @@ class BatchPlan(Sampler[np.ndarray]):
                 yield batch[self._rank :: self._num_processes]
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
-        batches = bucketed_batches(self._num_positions, self._settings.max_positions_per_step, self._seed, epoch)
-        return [batch for batch in batches if len(batch) >= self._num_processes]
+        return bucketed_batches(self._num_positions, self._settings.max_positions_per_step, self._seed, epoch)
 
 
 class _Rows:
@@ -66,16 +72,6 @@ class _Rows:
 
     def __getitem__(self, row: int) -> int:
         return int(row)
-
-
-@dataclass
-class _Progress:
-    """Sums since the last line of the log."""
-
-    targets: int = 0
-    flops: float = 0.0
-    level_losses_L: Tensor | float = 0.0
-    item_loss: Tensor | float = 0.0
 
 
 class OneRecTrainer(Trainer):
@@ -105,10 +101,11 @@ class OneRecTrainer(Trainer):
         args.warmup_steps = min(settings.warmup_steps, args.max_steps)
         super().__init__(model=model, args=args, train_dataset=_Rows(len(windows)))
         self.add_callback(_Milestones(self._plan.epoch_ends, settings))
-        self.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
+        if self.is_world_process_zero():
+            self.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
         self.model_accepts_loss_kwargs = False
         self._matmul_gflops = measure_matmul_gflops(args.device)
-        self._progress = _Progress()
+        self._progress = self._no_progress()
         self._step_clock = _Stopwatch()
 
     @property
@@ -121,8 +118,13 @@ class OneRecTrainer(Trainer):
         return DataLoader(
             self.train_dataset,  # type: ignore[arg-type]
             batch_sampler=self._plan,  # type: ignore[arg-type]
-            collate_fn=lambda rows: self._windows.collate(np.asarray(rows)),
+            collate_fn=self._collate,
         )
+
+    def _collate(self, rows: list[int]) -> dict[str, Tensor]:
+        """A process without a window of its own reads one of weight 0, so that all processes take the step together."""
+        batch = self._windows.collate(np.asarray(rows or [0]))
+        return {**batch, "weight": torch.tensor(bool(rows))}
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Fused AdamW; norms and biases are not decayed."""
@@ -143,36 +145,44 @@ class OneRecTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, OneRecOutput]:
         """Mean over the targets of all processes, so that two processes give the losses of one."""
+        weight = inputs.pop("weight")
         outputs: OneRecOutput = model(**inputs)
         loss = outputs.loss
         assert loss is not None
         assert outputs.num_targets is not None
+        num_targets = outputs.num_targets * weight
         if self.args.world_size > 1:
-            all_targets = self.accelerator.reduce(outputs.num_targets.float(), reduction="sum")
-            loss = loss * outputs.num_targets * self.args.world_size / all_targets
-        self._note_step(inputs, outputs)
+            all_targets = self.accelerator.reduce(num_targets.float(), reduction="sum")
+            loss = loss * num_targets * self.args.world_size / all_targets
+        self._note_step(inputs, outputs, int(num_targets))
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the level losses and the speed since the last line."""
-        if "loss" in logs and self._progress.targets:
+        if "loss" in logs:
             logs = {**logs, **self._drain_progress()}
         super().log(logs, start_time)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validate with the project's evaluator; the best weights so far are handed to `on_best`."""
-        was_training = self._core_model.training
-        self._core_model.eval()
+        told: list[dict[str, float]] = [self._measure() if self.is_world_process_zero() else {}]
+        metrics = broadcast_object_list(told)[0]
         self._step_clock.restart()
-        metrics = {f"eval_{name}": value for name, value in self._validate(self._core_model).items()}
-        self._core_model.train(was_training)
-        metrics["eval_seconds"] = self._step_clock.restart()
         self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         best = self.state.best_metric
         score = metrics[f"eval_{self._settings.selection_metric}"]
         if (best is None or score > best) and self.is_world_process_zero():
             self._on_best(self._core_model, self.state.global_step)
         return metrics
+
+    def _measure(self) -> dict[str, float]:
+        was_training = self._core_model.training
+        self._core_model.eval()
+        self._step_clock.restart()
+        metrics = {f"eval_{name}": value for name, value in self._validate(self._core_model).items()}
+        self._core_model.train(was_training)
+        return {**metrics, "eval_seconds": self._step_clock.restart()}
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._checkpoint_root)
@@ -192,34 +202,35 @@ class OneRecTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._step_clock.restart()
 
-    def _note_step(self, inputs: dict[str, Any], outputs: OneRecOutput) -> None:
-        assert outputs.num_targets is not None
+    def _no_progress(self) -> Tensor:
+        """Sums of this process since the last line of the log: targets, FLOPs, item loss, then each level's loss."""
+        return torch.zeros(3 + self._core_model.config.num_levels, device=self.args.device)
+
+    def _note_step(self, inputs: dict[str, Any], outputs: OneRecOutput, targets: int) -> None:
         assert outputs.level_losses_L is not None
-        progress, targets = self._progress, int(outputs.num_targets)
-        positions = int((inputs["input_ids"] != 0).sum())
+        positions = int((inputs["input_ids"] != 0).sum()) if targets else 0
         mean_context = inputs["input_ids"].size(1) / (2 if inputs["target_items"].size(1) > 1 else 1)
-        progress.targets += targets
-        progress.flops += training_flops(self._core_model.config, positions, targets, mean_context)
-        progress.level_losses_L = progress.level_losses_L + outputs.level_losses_L * targets
+        self._progress[0] += targets
+        self._progress[1] += training_flops(self._core_model.config, positions, targets, mean_context)
         if outputs.item_loss is not None:
-            progress.item_loss = progress.item_loss + outputs.item_loss.detach() * targets
+            self._progress[2] += outputs.item_loss.detach() * targets
+        self._progress[3:] += outputs.level_losses_L * targets
 
     def _drain_progress(self) -> dict[str, float]:
-        progress, seconds = self._progress, self._step_clock.restart()
-        self._progress = _Progress()
-        assert isinstance(progress.level_losses_L, Tensor)
-        losses = {
-            f"loss_level_{level}": float(loss) / progress.targets for level, loss in enumerate(progress.level_losses_L)
-        }
-        if isinstance(progress.item_loss, Tensor):
-            losses["loss_item_head"] = float(progress.item_loss) / progress.targets
-        speed = {
+        seconds = self._step_clock.restart()
+        all_sums: Tensor = self.accelerator.reduce(self._progress, reduction="sum")
+        targets, flops, item_loss, *level_losses = all_sums.tolist()
+        self._progress = self._no_progress()
+        losses = {f"loss_level_{level}": loss / targets for level, loss in enumerate(level_losses)}
+        if self._core_model.item_head is not None:
+            losses["loss_item_head"] = item_loss / targets
+        return {
+            **losses,
             "seconds": seconds,
-            "targets_per_s": progress.targets / seconds,
-            "tokens_per_s": progress.targets * self._core_model.config.num_levels / seconds,
-            "flops_utilisation": progress.flops / seconds / 1e9 / self._matmul_gflops,
+            "targets_per_s": targets / seconds,
+            "tokens_per_s": targets * self._core_model.config.num_levels / seconds,
+            "flops_utilisation": flops / seconds / 1e9 / (self._matmul_gflops * self.args.world_size),
         }
-        return {**losses, **speed}
 
 
 class _Milestones(TrainerCallback):
@@ -276,4 +287,7 @@ def _training_arguments(settings: TrainingSettings, folder: Path, seed: int) -> 
         disable_tqdm=False,
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # the ID table is the only one, and constant
+        ddp_timeout=int(LONGEST_WAIT.total_seconds()),
+        use_cpu=not torch.accelerator.is_available(),
     )
