@@ -39,7 +39,7 @@ lint: $(INSTALLED) ## check style and types
 	$(BIN)/mypy
 
 demo: $(INSTALLED) ## train, evaluate and bundle a model on the embedded data, in runs/demo
-	$(BIN)/python train.py --config configs/demo.yaml
+	$(BIN)/python train.py --config configs/demo.yaml --fallback configs/demo-world.yaml
 
 demo-smoke: $(INSTALLED) ## the same path in its smallest form, in runs/smoke
 	rm -rf runs/smoke

