@@ -23,6 +23,7 @@ from tqdm import tqdm
 from onerec.baselines.scoring import rank_scores
 from onerec.data.batches import IGNORED_TARGET, bucketed_batches, many_target_windows
 from onerec.data.histories import Histories
+from onerec.errors import DataError
 from onerec.evaluation.recommender import Ranking
 from tokenizer.settings import Settings
 
@@ -144,11 +145,21 @@ class SasRec:
 
         Args:
             validate: maps the recommender in its present state to a score, higher is better.
+
+        Raises:
+            DataError: no user has two training events.
         """
         torch.set_flush_denormal(True)
         torch.manual_seed(settings.seed)
         sasrec = cls(SasRecNetwork(num_items, settings), settings)
         windows = many_target_windows(histories, settings.max_history_items)
+        trained = np.flatnonzero(windows.num_positions > 1)  # a lone first event has nothing to be predicted from
+        if not len(trained):
+            raise DataError(
+                f"{sasrec.name}: found no user with two training events, expected at least one. "
+                "Lower the filters, add data, or leave this baseline out."
+            )
+        num_positions = windows.num_positions[trained]
         optimizer = torch.optim.AdamW(
             sasrec.network.parameters(),
             lr=settings.learning_rate,
@@ -160,8 +171,10 @@ class SasRec:
         with tqdm(total=settings.epochs, desc=f"train {sasrec.name}", unit="epoch") as progress:
             for epoch in range(settings.epochs):
                 sasrec.network.train()
-                batches = bucketed_batches(windows.num_positions, settings.max_positions_per_step, settings.seed, epoch)
-                losses = [_step(sasrec.network, optimizer, windows.collate(rows), settings) for rows in batches]
+                batches = bucketed_batches(num_positions, settings.max_positions_per_step, settings.seed, epoch)
+                losses = [
+                    _step(sasrec.network, optimizer, windows.collate(trained[rows]), settings) for rows in batches
+                ]
                 progress.update()
                 progress.set_postfix(loss=f"{np.mean(losses):.3f}", validation=f"{best.score:.4f}")
                 if (epoch + 1) % settings.evaluate_every_epochs == 0 or epoch + 1 == settings.epochs:
