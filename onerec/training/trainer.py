@@ -287,7 +287,6 @@ def _training_arguments(settings: TrainingSettings, folder: Path, seed: int) -> 
         disable_tqdm=False,
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,  # the ID table is the only one, and constant
         ddp_timeout=int(LONGEST_WAIT.total_seconds()),
         use_cpu=not torch.accelerator.is_available(),
     )
