@@ -2,11 +2,13 @@
 #   PYTHON       interpreter that makes the environment (3.11 to 3.13)
 #   TORCH_INDEX  package index for torch alone, where the default one would bring another build than you want
 #   EXTRAS       groups of pyproject.toml installed beside the core
+#   SET          benchmark table of `make results`: a name under $$ONEREC_DATA or a folder
 #   BUNDLE       folder that `make serve` serves
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 EXTRAS ?= dev,serve
+SET ?= amazon14_beauty
 BUNDLE ?= runs/demo/bundle
 PYTEST_ARGS ?=
 
@@ -14,7 +16,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed-$(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo demo-smoke serve clean
+.PHONY: help install test lint demo demo-smoke results serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -44,6 +46,11 @@ demo: $(INSTALLED) ## train, evaluate and bundle a model on the embedded data, i
 demo-smoke: $(INSTALLED) ## the same path in its smallest form, in runs/smoke
 	rm -rf runs/smoke
 	$(BIN)/python train.py --config configs/smoke.yaml
+
+results: $(INSTALLED) ## train and evaluate the recipe on one table (SET=NAME_OR_FOLDER) and keep its metrics in results/
+	$(BIN)/python train.py --config configs/recipe.yaml --set data.path=$(SET) --set name=$(notdir $(SET:/=))
+	mkdir -p results/$(notdir $(SET:/=))
+	cp runs/$(notdir $(SET:/=))/report/metrics.json runs/$(notdir $(SET:/=))/config.yaml results/$(notdir $(SET:/=))/
 
 serve: $(INSTALLED) ## answer requests from the demo's bundle (BUNDLE=runs/NAME/bundle for another)
 	$(BIN)/python serve.py --bundle $(BUNDLE)
