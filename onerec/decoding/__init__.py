@@ -1,0 +1,1 @@
+"""The trie over the catalogue and the one beam search."""
