@@ -42,8 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     if not pipeline.processes.is_main_process:
         return 0
-    print(f"\nServe it:  python serve.py --bundle {pipeline.folder / 'bundle'}")
-    print(f"Report:    {pipeline.folder / 'report' / 'report.html'}")
+    if arguments.stage in ("all", "report"):
+        print(f"\nServe it:  python serve.py --bundle {pipeline.folder / 'bundle'}")
+        print(f"Report:    {pipeline.folder / 'report' / 'report.html'}")
     return 0
 
 

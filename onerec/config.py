@@ -1,11 +1,12 @@
 """A run's config: one YAML, one section a room."""
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from onerec.baselines.item_knn import ItemKnnSettings
 from onerec.baselines.sasrec import SasRecSettings
 from onerec.baselines.tiger import TigerSettings
 from onerec.data.settings import DataSettings
+from onerec.evaluation.metrics import metric_names
 from onerec.evaluation.settings import EvaluationSettings
 from onerec.model.settings import ModelSettings
 from onerec.training.settings import TrainingSettings
@@ -41,3 +42,12 @@ class RunConfig(Settings):
     decoding: DecodingSettings = DecodingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     baselines: BaselineSettings = BaselineSettings()
+
+    @model_validator(mode="after")
+    def _selection_is_measured(self) -> "RunConfig":
+        chosen, measured = self.training.selection_metric, metric_names(self.evaluation.ks)
+        if chosen not in measured:
+            raise ValueError(
+                f"training.selection_metric: found {chosen!r}, expected one of {', '.join(measured)} (evaluation.ks)"
+            )
+        return self

@@ -270,9 +270,13 @@ class Pipeline:
 
 
 def _require_same_config(stored: Path, config: RunConfig) -> None:
-    found, expected = yaml.safe_load(stored.read_text(encoding="utf-8")), config.model_dump(mode="json")
+    try:
+        found = yaml.safe_load(stored.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        found = None
     if not isinstance(found, dict):
         raise ArtifactError(f"{stored}: damaged, expected the config of a run. Delete the folder or choose a new name.")
+    expected = config.model_dump(mode="json")
     differences = [
         f"{key}: found {_shown(found_leaves.get(key))}, expected {_shown(expected_leaves.get(key))}"
         for found_leaves, expected_leaves in [(_leaves(found), _leaves(expected))]

@@ -85,7 +85,10 @@ def dump_yaml(settings: Settings) -> str:
 def _explain(settings: type[BaseModel], problem: Any) -> str:
     location = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
-        return f"{location}: {problem['msg']} (found {problem.get('input')!r})"
+        message = problem["msg"].removeprefix("Value error, ")
+        # A rule about a section speaks of its keys itself; showing the whole section would bury it.
+        found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+        return f"{location}: {message}{found}" if location else message + found
     *parents, key = problem["loc"]
     known = _known_keys(settings, parents)
     near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)

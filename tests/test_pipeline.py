@@ -1,0 +1,337 @@
+"""The whole path through `train.main` on a tiny world: what it writes, keeps, refuses, and never sees."""
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+import train
+from onerec.bundle import Bundle
+from onerec.config import RunConfig
+from onerec.data.histories import Split
+from onerec.data.prepared import PreparedData
+from onerec.data.settings import DataSettings
+from onerec.data.sources.world import load as load_world
+from onerec.errors import ArtifactError, ConfigError
+from onerec.pipeline import STAGES, Pipeline
+from onerec.training import trainer
+from onerec.training.checkpoints import publish_checkpoint
+from onerec.world.settings import WorldSettings
+from tokenizer.artifacts import read_manifest
+from tokenizer.settings import load_settings
+
+CONFIG = """
+name: tiny
+data:
+  source: world
+  world: {num_users: 60, num_items: 100, num_events: 900}
+tokenizer:
+  text: {weight: 0}
+  collaborative: {width: 16}
+  quantizer: {codes_per_level: [8, 8], iterations: 5}
+model: {d_model: 16, num_heads: 2, d_ff: 32, num_context_layers: 1, num_decoder_layers: 1, max_history_items: 8}
+training: {epochs: 1, evaluate_every_epochs: 1, max_positions_per_step: 256, warmup_steps: 2, logging_steps: 2}
+decoding: {num_beams: 5}
+evaluation: {ks: [1, 5, 10], bootstrap_samples: 20}
+baselines:
+  sasrec: {width: 8, num_blocks: 1, epochs: 1}
+"""
+EVALUATED = ["onerec", "popularity", "item-knn", "sasrec"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, config: Path) -> Path:
+    """The folder of runs that holds one complete run, never changed by a test."""
+    runs = tmp_path_factory.mktemp("runs")
+    assert train.main(["--config", str(config), "--runs", str(runs)]) == 0
+    return runs
+
+
+@pytest.fixture
+def run(config: Path, tmp_path: Path):
+    """Call `train.main` on the tiny config in a run folder of the test's own."""
+
+    def call(*overrides: str, stage: str = "all", runs: Path = tmp_path) -> int:
+        changes = [part for override in overrides for part in ("--set", override)]
+        return train.main(["--config", str(config), "--runs", str(runs), "--stage", stage, *changes])
+
+    return call
+
+
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of change of every file, which writing it again would alter."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# ---- a complete run ----------------------------------------------------------------------------------------------
+
+
+def test_every_artefact_has_its_manifest(runs: Path) -> None:
+    folder = runs / "tiny"
+    manifests = {kind: read_manifest(folder / kind, kind) for kind in ("data", "tokenizer", "pretrain", "bundle")}
+    data_hash, pretrain_hash = manifests["data"].content_hash, manifests["pretrain"].content_hash
+    table_hash = manifests["tokenizer"].details["table_hash"]
+    assert manifests["tokenizer"].inputs == {"data": data_hash}
+    assert manifests["pretrain"].inputs == {"data": data_hash, "table": table_hash}
+    assert manifests["bundle"].inputs == {"data": data_hash, "pretrain": pretrain_hash, "table": table_hash}
+    for name in EVALUATED:
+        assert read_manifest(folder / "evaluations" / name, "evaluation").inputs == {"data": data_hash}
+    assert load_settings(RunConfig, folder / "config.yaml").name == "tiny"
+
+
+def test_metrics_can_be_read(runs: Path) -> None:
+    metrics = json.loads((runs / "tiny" / "report" / "metrics.json").read_text())
+    for protocol in ("validation", "test", "test_unseen"):
+        assert sorted(metrics[protocol]) == sorted(EVALUATED)
+        for of_recommender in metrics[protocol].values():
+            assert 0 <= of_recommender["recall@10"]["mean"] <= 1
+        assert metrics[protocol]["onerec"]["invalid_rate"] == 0
+
+
+def test_the_report_needs_nothing_but_itself(runs: Path) -> None:
+    page = (runs / "tiny" / "report" / "report.html").read_text()
+    assert not re.findall(r"""(?:src|href)\s*=\s*(?!"#|"data:)\S+""", page)
+    assert "@import" not in page
+    assert "<script src" not in page
+
+
+def test_the_bundle_recommends_what_was_evaluated(runs: Path, config: Path) -> None:
+    pipeline = Pipeline.open(load_settings(RunConfig, config), runs)
+    bundle = Bundle.load(runs / "tiny" / "bundle")
+    histories = pipeline.data.histories
+    before = [histories.before(int(row)) for row in histories.targets(Split.TEST)[:20]]
+    expected = pipeline._recommender(pipeline.model).recommend(before, 10, exclude_seen=True)
+    found = bundle.recommender(num_beams=10).recommend(before, 10, exclude_seen=True)
+    np.testing.assert_array_equal(found.items_BK, expected.items_BK)
+    np.testing.assert_array_equal(found.scores_BK, expected.scores_BK)
+    assert bundle.items.height == bundle.table.num_items == pipeline.data.num_items
+
+
+def test_running_again_keeps_everything_but_the_report(runs: Path, run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(runs)
+    assert run(runs=runs) == 0
+    after = contents(runs)
+    assert after.keys() == before.keys()
+    assert {name.split("/")[1] for name in before if before[name] != after[name]} == {"report"}
+    printed = capsys.readouterr().out
+    for name in ("data", "tokenizer", "pretrain", "bundle"):
+        assert f"{name}: found the finished artefact, kept" in printed
+
+
+def test_stages_alone_equal_the_whole(runs: Path, run, tmp_path: Path) -> None:
+    for stage in STAGES:
+        assert run(stage=stage) == 0
+    for name in ("data", "tokenizer", "pretrain"):
+        whole, alone = (read_manifest(root / "tiny" / name, name) for root in (runs, tmp_path))
+        differing = {file for file in whole.files if whole.files[file] != alone.files[file]}
+        assert differing <= {"log_history.json"}  # holds seconds
+
+
+def test_a_stage_without_those_before_it_says_so(run, capsys: pytest.CaptureFixture[str]) -> None:
+    for stage in STAGES[1:]:
+        assert run(stage=stage) == 1
+        assert re.search(r"found no manifest.json, expected a finished '\w+' artefact", capsys.readouterr().err)
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_of_another_config_is_refused(runs: Path, run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(runs)
+    assert run("training.epochs=2", "seed=7", runs=runs) == 1
+    message = capsys.readouterr().err
+    assert "holds a run of another config" in message
+    assert "seed: found 0, expected 7" in message
+    assert "training.epochs: found 1, expected 2" in message
+    assert contents(runs) == before
+
+
+def test_a_damaged_config_in_the_run_folder_is_told(run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny").mkdir()
+    for text in ("just a word", "name: [unclosed"):
+        (tmp_path / "tiny" / "config.yaml").write_text(text)
+        assert run() == 1
+        assert "config.yaml: damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("training.epoch=3", "Did you mean 'epochs'?"),
+        ("trainings.epochs=3", "Did you mean 'training'?"),
+        ("data.world.num_user=5", "Did you mean 'num_users'?"),
+        ("baselines.sasrec.widht=5", "Did you mean 'width'?"),
+    ],
+)
+def test_a_misspelt_key_names_the_nearest(
+    run, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, hint: str
+) -> None:
+    assert run(override) == 1
+    assert hint in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_metric_that_nobody_measures_cannot_select(run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("training.selection_metric=ndcg@7") == 1
+    message = capsys.readouterr().err
+    assert "training.selection_metric: found 'ndcg@7', expected one of recall@1, recall@5" in message
+    assert "num_users" not in message  # the whole config is not shown
+
+
+def test_an_unwritable_run_folder(run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert run(runs=tmp_path / "file") == 1
+    assert "cannot write here" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_run_folder(run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path.chmod(0o500)
+    assert run() == 1
+    assert "cannot write here" in capsys.readouterr().err
+
+
+def test_a_truncated_table(run, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = world / "events.parquet"
+    events.write_bytes(events.read_bytes()[:-200])
+    assert run("data.source=parquet", f"data.path={world}", stage="data") == 1
+    assert "events.parquet" in capsys.readouterr().err
+
+
+def test_an_id_table_of_another_catalogue(runs: Path, run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("data.world.num_items=101", stage="data") == 0
+    (tmp_path / "tiny" / "tokenizer").symlink_to(runs / "tiny" / "tokenizer")
+    assert run("data.world.num_items=101", stage="pretrain") == 1
+    message = capsys.readouterr().err
+    assert "belongs to another catalogue" in message
+    assert len(set(re.findall(r"\b[0-9a-f]{64}\b", message))) == 2
+
+
+@pytest.mark.parametrize("policy", ["reassign", "suffix"])
+def test_a_catalogue_larger_than_the_code_space(run, capsys: pytest.CaptureFixture[str], policy: str) -> None:
+    sizes = "tokenizer.quantizer.codes_per_level=[4, 4]"
+    limits = f"tokenizer.collisions={{policy: {policy}, suffix_codes: 2}}"
+    assert run(sizes, limits, stage="data") == 0
+    assert run(sizes, limits, stage="tokenizer") == 1
+    message = capsys.readouterr().err
+    assert "100 items" in message
+    assert str({"reassign": 16, "suffix": 32}[policy]) in message
+
+
+# ---- stopping ----------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def publish_and_interrupt(staged: Path, folder: Path, keep: int) -> Path:
+        published = publish_checkpoint(staged, folder, keep)
+        if published.name == "checkpoint-3":
+            signal.raise_signal(signal.SIGINT)
+        return published
+
+    long = ["training.epochs=2", "training.checkpoint_steps=1", "training.evaluate_every_epochs=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "publish_checkpoint", publish_and_interrupt)
+        assert run(*long) == 130
+    assert "\nstopped; what is finished is whole. The same command goes on from here.\n" in capsys.readouterr().err
+    assert not (tmp_path / "tiny" / "pretrain").exists()
+    assert run(*long, stage="pretrain") == 0
+    log = json.loads((tmp_path / "tiny" / "pretrain" / "log_history.json").read_text())
+    assert [line["step"] for line in log if "loss" in line] == list(range(1, 13))
+    steps = [path.name for path in (tmp_path / "tiny" / "checkpoints").glob("checkpoint-*")]
+    assert sorted(steps) == ["checkpoint-11", "checkpoint-12"]
+
+
+# ---- leakage -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    """The tables of the tiny world as a user's own Parquet files, written for this test alone."""
+    return write_world(tmp_path / "world")
+
+
+def write_world(folder: Path) -> Path:
+    tables = load_world(DataSettings(source="world", world=WorldSettings(num_users=60, num_items=100, num_events=900)))
+    folder.mkdir()
+    tables.events.write_parquet(folder / "events.parquet")
+    tables.items.write_parquet(folder / "items.parquet")
+    return folder
+
+
+@pytest.fixture
+def marked(world: Path, tmp_path: Path) -> Iterator[Path]:
+    """The same world, but every user's last event, the test event, is with one and the same item."""
+    folder = write_world(tmp_path / "marked")
+    events = pl.read_parquet(folder / "events.parquet")
+    marker = events["item_id"].value_counts().sort("count")["item_id"][0]
+    is_last = pl.col("timestamp") == pl.col("timestamp").max().over("user_id")
+    is_last &= pl.len().over("user_id") >= 3  # fewer events are all for training
+    changed = events.with_columns(item_id=pl.when(is_last).then(pl.lit(marker)).otherwise("item_id"))
+    changed.write_parquet(folder / "events.parquet")
+    return folder
+
+
+def test_a_marker_in_the_test_period_changes_nothing_that_is_trained(
+    run, world: Path, marked: Path, tmp_path: Path
+) -> None:
+    folders = {}
+    for name, source in (("clean", world), ("marked", marked)):
+        overrides = ["data.source=parquet", f"data.path={source}", "data.policies={duplicates: keep}", f"name={name}"]
+        for stage in ("data", "tokenizer", "pretrain"):
+            assert run(*overrides, stage=stage) == 0
+        folders[name] = tmp_path / name
+    clean, other = (PreparedData.load(folder / "data").histories for folder in folders.values())
+    differs = np.flatnonzero(clean.items != other.items)
+    assert len(differs) > 30  # the marker did arrive, and in test events alone
+    assert (clean.splits[differs] == Split.TEST).all()
+    assert (other.items[differs] == other.items[differs[0]]).all()
+    for part in ("offsets", "items", "timestamps", "splits"):
+        np.testing.assert_array_equal(getattr(clean.training(), part), getattr(other.training(), part))
+    unequal = {
+        stage: {
+            str(file.relative_to(folders["clean"] / stage))
+            for file in (folders["clean"] / stage).rglob("*")
+            if file.is_file()
+            and file.read_bytes() != (folders["marked"] / file.relative_to(folders["clean"])).read_bytes()
+        }
+        for stage in ("tokenizer", "pretrain")
+    }
+    # The manifests name their inputs, and the log holds seconds.
+    assert unequal["tokenizer"] == {"manifest.json"}
+    assert unequal["pretrain"] == {"manifest.json", "log_history.json"}
+    traces = [
+        [
+            {key: value for key, value in line.items() if key.startswith(("loss", "eval_recall", "eval_ndcg", "step"))}
+            for line in json.loads((folder / "pretrain" / "log_history.json").read_text())
+        ]
+        for folder in folders.values()
+    ]
+    assert traces[0] == traces[1]
+
+
+def test_errors_reach_python_callers_as_exceptions(tmp_path: Path, config: Path) -> None:
+    changed = load_settings(RunConfig, config, ["seed=1"])
+    Pipeline.open(changed, tmp_path)
+    with pytest.raises(ConfigError, match="seed: found 1, expected 0"):
+        Pipeline.open(load_settings(RunConfig, config), tmp_path)
+    with pytest.raises(ArtifactError, match="no manifest"):
+        Pipeline.open(changed, tmp_path).run("tokenizer")
