@@ -1,5 +1,6 @@
 """The whole path through `train.main` on a tiny world: what it writes, keeps, refuses, and never sees."""
 
+import errno
 import json
 import os
 import re
@@ -206,6 +207,22 @@ def test_a_read_only_run_folder(run, tmp_path: Path, capsys: pytest.CaptureFixtu
     tmp_path.chmod(0o500)
     assert run() == 1
     assert "cannot write here" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_in_training(
+    runs: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill_the_disk(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "tiny").mkdir()
+    for name in ("data", "tokenizer"):
+        (tmp_path / "tiny" / name).symlink_to(runs / "tiny" / name)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "publish_checkpoint", fill_the_disk)
+        assert run(stage="pretrain") == 1
+    assert "checkpoints: the disk is full. Free some space and run again" in capsys.readouterr().err
+    assert run(stage="pretrain") == 0
 
 
 def test_a_truncated_table(run, world: Path, capsys: pytest.CaptureFixture[str]) -> None:

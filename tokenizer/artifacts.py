@@ -21,6 +21,7 @@ from tokenizer.errors import ArtifactError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+_FULL_DISK_BYTES = 2**14  # less is left free on a disk that could not take a write
 _RETIRED = ".old"  # ending of a folder on its way out
 _RECORDED_PACKAGES = ("torch", "transformers", "numpy", "polars", "faiss-cpu", "accelerate", "safetensors")
 
@@ -238,16 +239,31 @@ def explained_os_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if _says_disk_full(error, path):
             raise ArtifactError(
                 f"{path}: the disk is full. Free some space and run again; nothing was lost."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if isinstance(error, OSError) and error.errno in (
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.EEXIST,
+        ):
             raise ArtifactError(
                 f"{path}: cannot write here ({error.strerror}). Choose a folder you may write."
             ) from error
         raise
+
+
+def _says_disk_full(error: Exception, path: Path) -> bool:
+    code = getattr(error, "errno", None)
+    if code in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
+        return True  # polars and safetensors pass the system's words on, without its number
+    # numpy and torch tell of a short write, without its cause.
+    short_write = code is None and isinstance(error, OSError | RuntimeError)
+    return short_write and path.parent.is_dir() and shutil.disk_usage(path.parent).free < _FULL_DISK_BYTES
 
 
 def _take_place(temporary: Path, path: Path, retired: Path) -> None:

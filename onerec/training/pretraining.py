@@ -16,7 +16,7 @@ from onerec.model.settings import ModelSettings
 from onerec.training.checkpoints import latest_checkpoint
 from onerec.training.settings import TrainingSettings
 from onerec.training.trainer import OneRecTrainer
-from tokenizer.artifacts import atomic_folder, read_manifest, require_same_hash, write_manifest
+from tokenizer.artifacts import atomic_folder, explained_os_errors, read_manifest, require_same_hash, write_manifest
 from tokenizer.table import SemanticIdTable
 
 ARTIFACT_KIND = "pretrain"
@@ -63,7 +63,8 @@ def pretrain(
 
     trainer = OneRecTrainer(model, windows, training_settings, work_folder, seed, validate, keep_best)
     resume_from = latest_checkpoint(work_folder)
-    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    with explained_os_errors(work_folder):
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     if trainer.is_world_process_zero():
         _publish(best, folder, trainer, inputs, config_hash, table)
     trainer.accelerator.wait_for_everyone()

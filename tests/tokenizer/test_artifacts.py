@@ -6,14 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
+from safetensors.torch import save_file
 
 from tokenizer import artifacts
 from tokenizer.artifacts import (
@@ -193,6 +196,22 @@ def test_a_disk_that_is_really_full(tiny_disk: Path) -> None:
     assert leftovers(tiny_disk) == []
     with pytest.raises(ArtifactError, match="disk is full"):
         write_json(tiny_disk / "file.json", ["x" * 100_000])
+    assert leftovers(tiny_disk) == []
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: np.save(path.with_suffix(".npy"), np.zeros(100_000)),
+        lambda path: pl.DataFrame({"number": np.random.default_rng(0).random(100_000)}).write_parquet(path),
+        lambda path: torch.save(torch.zeros(100_000), path),
+        lambda path: save_file({"zeros": torch.zeros(100_000)}, path),
+    ],
+    ids=["numpy", "polars", "torch", "safetensors"],
+)
+def test_a_full_disk_as_libraries_tell_of_it(tiny_disk: Path, write: Callable[[Path], None]) -> None:
+    with pytest.raises(ArtifactError, match="disk is full"), atomic_folder(tiny_disk / "artefact") as temporary:
+        write(temporary / "file")
     assert leftovers(tiny_disk) == []
 
 
