@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kernels.memory import keep_freed_memory
 from onerec.errors import OneRecError
 from onerec.serving.limits import Limits
 from onerec.serving.server import run_server
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"limit of a request: {', '.join(Limits.model_fields)}",
     )
     arguments = parser.parse_args(argv)
+    keep_freed_memory()
     try:
         limits = load_settings(Limits, overrides=arguments.overrides)
         run_server(arguments.bundle, arguments.host, arguments.port, limits)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kernels.memory import keep_freed_memory
 from onerec.config import RunConfig
 from onerec.errors import DataUnavailableError, OneRecError
 from onerec.pipeline import STAGES, Pipeline
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--fallback", type=Path, help="config to run instead where the data of --config cannot be had")
     arguments = parser.parse_args(argv)
+    keep_freed_memory()
     try:
         try:
             pipeline = _run(arguments.config, arguments)

@@ -30,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.training import NUM_ITEMS, ONEREC_SHAPE, TIGER_SHAPE, make_table
+from kernels.memory import keep_freed_memory
 from onerec.baselines.tiger import FlatCodes, ItemTrie, build_t5
 from onerec.decoding.beam import beam_search
 from onerec.decoding.trie import Trie
@@ -205,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--quick", action="store_true", help="smaller batches, one turn of generate: under a minute")
     arguments = parser.parse_args(argv)
+    keep_freed_memory()
     sizes = QUICK if arguments.quick else FULL
     figures = measure(sizes)
     figures |= {

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kernels.memory import keep_freed_memory
 from onerec.baselines.tiger import PrefixSamples, TigerSettings, build_t5
 from onerec.data.histories import Histories
 from onerec.model.settings import ModelSettings
@@ -165,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--quick", action="store_true", help="fewer users, smaller batches, one step of T5: under a minute"
     )
     arguments = parser.parse_args(argv)
+    keep_freed_memory()
     sizes = QUICK if arguments.quick else FULL
     figures = measure(sizes)
     figures |= {

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 
 from onerec.model.configuration import PAD_TOKEN, OneRecConfig
+from onerec.model.dropout import Dropout
 from onerec.model.layers import ContextBlock, visible_up_to
 
 
@@ -64,7 +65,7 @@ class ContextEncoder(nn.Module):
         self.embedding = ItemEmbedding(config)
         self.start = nn.Embedding(1, config.d_model)
         self.positions = nn.Embedding(config.max_history_items, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(ContextBlock(config) for _ in range(config.num_context_layers))
         self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
 

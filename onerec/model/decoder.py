@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from onerec.model.configuration import OneRecConfig
 from onerec.model.context import Context
+from onerec.model.dropout import Dropout
 from onerec.model.layers import CrossAttention, FeedForward, SelfAttention
 
 
@@ -58,7 +59,7 @@ class DecoderBlock(nn.Module):
         self.cross_attention = CrossAttention(config)
         self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=1e-6)
         self.feed_forward = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x_BPLD: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
         """All levels of all targets at once; `visible` (bool, broadcast to (B, H, P*L, S)) limits the context."""
@@ -94,7 +95,7 @@ class Decoder(nn.Module):
         self.bos = nn.Embedding(1, config.d_model)
         self.codes = nn.Embedding(sum(config.codes_per_level[:-1]) or 1, config.d_model)
         self.levels = nn.Embedding(config.num_levels, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_decoder_layers))
         self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
 

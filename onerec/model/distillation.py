@@ -21,31 +21,35 @@ class CodeTeacher:
         sorted_NL = codes_NL[order_N]
         place_N = np.empty_like(order_N)
         place_N[order_N] = np.arange(len(order_N))
-        self.order_N = torch.from_numpy(order_N).to(device)
+        self.order_N = torch.from_numpy(order_N).to(device)  # item at each place of the tree's order
+        self.place_N = torch.from_numpy(place_N).to(device)
         self.codes_NL = torch.from_numpy(sorted_NL.astype(np.int64)).to(device)
         ranges = [_prefix_ranges(sorted_NL[:, :level]) for level in range(len(codes_per_level))]
         self.first_NL = torch.from_numpy(np.stack([first[place_N] for first, _ in ranges], axis=1)).to(device)
         self.last_NL = torch.from_numpy(np.stack([last[place_N] for _, last in ranges], axis=1)).to(device)
 
-    def targets(self, item_probs_MN: Tensor, items_M: Tensor, level: int) -> Tensor:
-        """Distribution (M, K) over the codes of `level` given each target's first `level` codes."""
+    def targets(self, ordered_probs_MN: Tensor, items_M: Tensor, level: int) -> Tensor:
+        """Distribution (M, K) over the codes of `level` given each target's first `level` codes.
+
+        `ordered_probs_MN` holds the items' probabilities in the order of `order_N`.
+        """
         if level == 0:
-            return self._first_level(item_probs_MN[:, self.order_N])
+            return self._first_level(ordered_probs_MN)
         first_M, last_M = self.first_NL[items_M, level], self.last_NL[items_M, level]
         places_MR = first_M[:, None] + torch.arange(int((last_M - first_M).max()), device=first_M.device)
         below_MR = places_MR < last_M[:, None]
         places_MR = torch.where(below_MR, places_MR, first_M[:, None])
-        mass_MR = item_probs_MN.gather(1, self.order_N[places_MR]) * below_MR
+        mass_MR = ordered_probs_MN.gather(1, places_MR) * below_MR
         mass_MK = mass_MR.new_zeros(len(items_M), self.codes_per_level[level])
         mass_MK.scatter_add_(1, self.codes_NL[places_MR, level], mass_MR)
         total_M1 = mass_MK.sum(dim=1, keepdim=True)
         return mass_MK / total_M1.clamp(min=torch.finfo(mass_MK.dtype).tiny)
 
-    def _first_level(self, sorted_probs_MN: Tensor) -> Tensor:
+    def _first_level(self, ordered_probs_MN: Tensor) -> Tensor:
         """Mass of each first code: differences of running sums where the code changes."""
         counts_K = torch.bincount(self.codes_NL[:, 0], minlength=self.codes_per_level[0])
         ends_K = counts_K.cumsum(0)
-        running = torch.nn.functional.pad(sorted_probs_MN.cumsum(dim=1), (1, 0))
+        running = torch.nn.functional.pad(ordered_probs_MN.cumsum(dim=1), (1, 0))
         mass_MK = running[:, ends_K] - running[:, ends_K - counts_K]
         return mass_MK.clamp(min=0)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onerec.model.configuration import OneRecConfig
+from onerec.model.dropout import Dropout
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu_, "gelu": F.gelu, "swiglu": F.silu}
 
@@ -104,7 +105,7 @@ class ContextBlock(nn.Module):
         self.attention = SelfAttention(config)
         self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=1e-6)
         self.feed_forward = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x_BSD: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
         """(B, S, D) -> (B, S, D)."""

@@ -169,13 +169,11 @@ class OneRec(PreTrainedModel, GenerationMixin):
         visible = self._visible_to_targets(mask_BS, target_items_BP.size(1))
         hidden_BPLD = self.decoder(code_rows_BPL[..., :-1], keys, values, visible)
         items_M = target_items_BP[has_target_BP]
-        item_loss = item_probs_MN = None
+        item_loss = ordered_probs_MN = None
         if self.item_head is not None:
             states_MD = self._states_before_targets(states_BSD, mask_BS, has_target_BP)
-            log_probs_MN = self.item_head(states_MD, self.encoder.item_vectors()).float().log_softmax(dim=-1)
-            item_loss = F.nll_loss(log_probs_MN, items_M)
-            item_probs_MN = log_probs_MN.detach().exp() if self._distils() else None
-        level_losses_L = self._level_losses(hidden_BPLD[has_target_BP], items_M, item_probs_MN)
+            item_loss, ordered_probs_MN = self._item_loss(self.item_head, states_MD, items_M)
+        level_losses_L = self._level_losses(hidden_BPLD[has_target_BP], items_M, ordered_probs_MN)
         loss = level_losses_L.sum()
         if item_loss is not None:
             loss = loss + self.config.item_head_weight * item_loss
@@ -197,21 +195,27 @@ class OneRec(PreTrainedModel, GenerationMixin):
         rows = torch.arange(states_BSD.size(0), device=states_BSD.device)
         return states_BSD[rows, mask_BS.sum(dim=1) - 1][has_target_BP[:, 0]]
 
-    def _level_losses(self, hidden_MLD: Tensor, items_M: Tensor, item_probs_MN: Tensor | None) -> Tensor:
+    def _item_loss(self, head: ItemHead, states_MD: Tensor, items_M: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Loss of the item head and, for distillation, its probabilities in the order of the tree of codes."""
+        vectors_ND = self.encoder.item_vectors()
+        if not (self.training and self.config.item_distillation):
+            return F.cross_entropy(head(states_MD, vectors_ND).float(), items_M), None
+        teacher = self._code_teacher()
+        log_probs_MN = head(states_MD, vectors_ND[teacher.order_N]).float().log_softmax(dim=-1)
+        return F.nll_loss(log_probs_MN, teacher.place_N[items_M]), log_probs_MN.detach().exp()
+
+    def _level_losses(self, hidden_MLD: Tensor, items_M: Tensor, ordered_probs_MN: Tensor | None) -> Tensor:
         """Mean cross-entropy of each level, partly against the item head's distribution where one is given."""
         losses, code_rows_ML = [], self.encoder.code_rows_NL[items_M]
         for level, offset in enumerate(self.config.level_offsets):
             logits_MK = self.code_heads(hidden_MLD[:, level], level).float()
             codes_M = code_rows_ML[:, level] - (offset - NUM_SPECIAL_TOKENS)
             loss = F.cross_entropy(logits_MK, codes_M, label_smoothing=self._smoothing())
-            if item_probs_MN is not None:
-                soft_MK = self._code_teacher().targets(item_probs_MN, items_M, level)
+            if ordered_probs_MN is not None:
+                soft_MK = self._code_teacher().targets(ordered_probs_MN, items_M, level)
                 loss = torch.lerp(loss, F.cross_entropy(logits_MK, soft_MK), self.config.item_distillation)
             losses.append(loss)
         return torch.stack(losses)
-
-    def _distils(self) -> bool:
-        return self.training and self.config.item_distillation > 0
 
     def _code_teacher(self) -> CodeTeacher:
         if self._teacher is None:

@@ -24,7 +24,7 @@ class ModelSettings(Settings):
         0.0, ge=0, le=1, description="share of each code's target taken from the item head's distribution"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over a level's other codes")
-    dropout: float = Field(0.2, ge=0, lt=1, description="share of activations dropped in training")
+    dropout: float = Field(0.2, ge=0, lt=1, description="share of activations dropped in training, in 256ths")
     item_dropout: float = Field(0.0, ge=0, lt=1, description="share of history items dropped in training")
 
     @model_validator(mode="after")

@@ -158,7 +158,7 @@ def test_item_dropout_hides_items_in_training_only() -> None:
 def test_soft_targets_sum_items_below_each_code() -> None:
     """Four items in the tree {0: {0, 1}, 1: {1}}, of which (0, 1) holds two."""
     teacher = CodeTeacher(np.array([[1, 1], [0, 1], [0, 0], [0, 1]]), [2, 2], torch.device("cpu"))
-    item_probs = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
+    item_probs = torch.tensor([[0.4, 0.3, 0.2, 0.1]])[:, teacher.order_N]
     torch.testing.assert_close(teacher.targets(item_probs, torch.tensor([2]), 0), torch.tensor([[0.6, 0.4]]))
     given_first_0 = teacher.targets(item_probs, torch.tensor([3]), 1)
     torch.testing.assert_close(given_first_0, torch.tensor([[0.2 / 0.6, 0.4 / 0.6]]))
