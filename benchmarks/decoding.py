@@ -16,8 +16,6 @@ hold no item of the catalogue, or one that is there already.
 """
 
 import argparse
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.figures import publish
 from benchmarks.training import NUM_ITEMS, ONEREC_SHAPE, TIGER_SHAPE, make_table
 from kernels.memory import keep_freed_memory
 from onerec.baselines.tiger import FlatCodes, ItemTrie, build_t5
@@ -39,7 +38,6 @@ from onerec.model.flops import decoding_flops
 from onerec.model.onerec import OneRec
 from onerec.training.pretraining import build_model
 from onerec.training.throughput import measure_matmul_gflops
-from tokenizer.artifacts import package_versions, write_json
 from tokenizer.table import SemanticIdTable
 
 WIDTHS = (10, 50, 128, 512)
@@ -123,7 +121,7 @@ class Generate:
     def decode(self, histories_BS: np.ndarray, num_beams: int, constrained: bool) -> None:
         constraint = self.trie.constraint([set()] * len(histories_BS)) if constrained else None
         self.model.generate(
-            **self.codes.encode(histories_BS, NUM_HISTORY_ITEMS),
+            **self.codes.encode(list(histories_BS), NUM_HISTORY_ITEMS),
             num_beams=num_beams,
             num_return_sequences=num_beams,
             min_new_tokens=self.codes.num_levels,
@@ -208,20 +206,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     keep_freed_memory()
     sizes = QUICK if arguments.quick else FULL
-    figures = measure(sizes)
-    figures |= {
-        "sizes": vars(sizes),
-        "items": NUM_ITEMS,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "packages": package_versions(),
-    }
-    for key, value in figures.items():
-        print(f"{key}: {value}")
-    if arguments.json:
-        write_json(arguments.json, figures)
+    settings = {"sizes": vars(sizes), "items": NUM_ITEMS, "threads": torch.get_num_threads()}
+    publish(measure(sizes) | settings, arguments.json)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ kind) as three Parquet files, then runs `python -m onerec.data prepare` on it in
 
 import argparse
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tokenizer.artifacts import package_versions, write_json
+from benchmarks.figures import publish
 
 _START = 1_600_000_000  # Unix seconds
 _YEAR_SECONDS = 365 * 86_400
@@ -96,17 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--quick", action="store_true", help="half a million events, a few seconds")
     arguments = parser.parse_args(argv)
-    figures = measure(QUICK if arguments.quick else FULL)
-    figures |= {
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "packages": package_versions(),
-    }
-    for key, value in figures.items():
-        print(f"{key}: {value}")
-    if arguments.json:
-        write_json(arguments.json, figures)
+    publish(measure(QUICK if arguments.quick else FULL), arguments.json)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ process's own, from a fresh process, libraries included.
 """
 
 import argparse
-import json
 import os
-import platform
 import resource
 import tempfile
 import time
@@ -21,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tokenizer.artifacts import package_versions
+from benchmarks.figures import publish
 from tokenizer.collisions import CollisionCounts, resolve_collisions
 from tokenizer.config import CollisionSettings, QuantizerSettings
 from tokenizer.quantizers import fit_quantizer
@@ -30,7 +28,7 @@ _CHUNK_ITEMS = 50_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark and print its numbers as JSON."""
+    """Run the benchmark and print its numbers."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tokenization", description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("--quick", action="store_true", help="20,000 items x 64 dimensions in 3 x 256 codes")
@@ -54,11 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "codes_per_level": settings.codes_per_level,
             **measure(path, settings),
         }
-    result |= {"cores": os.cpu_count(), "machine": platform.machine(), "packages": package_versions()}
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+    publish(result, arguments.json)
     return 0
 
 

@@ -14,8 +14,6 @@ of a 1024 x 1024 float32 product on the same machine.
 """
 
 import argparse
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.figures import publish
 from kernels.memory import keep_freed_memory
 from onerec.baselines.tiger import PrefixSamples, TigerSettings, build_t5
 from onerec.data.histories import Histories
@@ -34,7 +33,6 @@ from onerec.training.pretraining import build_model, training_windows
 from onerec.training.settings import TrainingSettings
 from onerec.training.throughput import measure_matmul_gflops
 from onerec.training.trainer import OneRecTrainer
-from tokenizer.artifacts import package_versions, write_json
 from tokenizer.table import SemanticIdTable
 
 NUM_ITEMS = 12_101
@@ -168,20 +166,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     keep_freed_memory()
     sizes = QUICK if arguments.quick else FULL
-    figures = measure(sizes)
-    figures |= {
-        "sizes": vars(sizes),
-        "items": NUM_ITEMS,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "packages": package_versions(),
-    }
-    for key, value in figures.items():
-        print(f"{key}: {value}")
-    if arguments.json:
-        write_json(arguments.json, figures)
+    settings = {"sizes": vars(sizes), "items": NUM_ITEMS, "threads": torch.get_num_threads()}
+    publish(measure(sizes) | settings, arguments.json)
 
 
 if __name__ == "__main__":

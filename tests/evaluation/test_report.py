@@ -156,4 +156,5 @@ def test_parts_that_are_empty_are_left_out(results):
 
 def test_the_page_is_written(results, tmp_path):
     write_report(tmp_path / "report" / "report.html", ReportContents("t", results))
-    parse((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert page == render_report(ReportContents("t", results))
