@@ -264,10 +264,15 @@ def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(
             signal.raise_signal(signal.SIGINT)
         return published
 
+    # A shell that starts programs in the background has them ignore the signal; a terminal does not.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     long = ["training.epochs=2", "training.checkpoint_steps=1", "training.evaluate_every_epochs=2"]
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "publish_checkpoint", publish_and_interrupt)
-        assert run(*long) == 130
+        try:
+            assert run(*long) == 130
+        finally:
+            signal.signal(signal.SIGINT, previous)
     assert "\nstopped; what is finished is whole. The same command goes on from here.\n" in capsys.readouterr().err
     assert not (tmp_path / "tiny" / "pretrain").exists()
     assert run(*long, stage="pretrain") == 0

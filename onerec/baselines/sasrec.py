@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from kernels.denormals import flushed_denormals
 from onerec.baselines.scoring import rank_scores
 from onerec.data.batches import IGNORED_TARGET, bucketed_batches, many_target_windows
 from onerec.data.histories import Histories
@@ -140,6 +141,7 @@ class SasRec:
         return sum(parameter.numel() for parameter in self.network.parameters())
 
     @classmethod
+    @flushed_denormals()
     def fit(cls, histories: Histories, num_items: int, settings: SasRecSettings, validate: Validate) -> Self:
         """Train on the training events; keep the weights of the best validation, stop when it no longer improves.
 
@@ -149,7 +151,6 @@ class SasRec:
         Raises:
             DataError: no user has two training events.
         """
-        torch.set_flush_denormal(True)
         torch.manual_seed(settings.seed)
         sasrec = cls(SasRecNetwork(num_items, settings), settings)
         windows = many_target_windows(histories, settings.max_history_items)

@@ -7,6 +7,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onerec.serving.schema import ErrorResponse
 
+_MAX_DISCARDED_BYTES = 64 * 2**20
+
 
 class BodyLimit:
     """ASGI middleware that answers 413 to a body of more than `max_body_bytes`, declared or not."""
@@ -26,22 +28,25 @@ class BodyLimit:
             return  # nobody is left to answer
         if body is None:
             error = ErrorResponse(reason=f"body: expected at most {self.max_body_bytes} bytes, found more.")
-            # The rest of the body stays unread, so the connection cannot carry another request.
+            # Some of the body may be unread still, so the connection cannot carry another request.
             await JSONResponse(error.model_dump(), 413, headers={"connection": "close"})(scope, receive, send)
         else:
             await self.app(scope, _replay(body, receive), send)
 
     async def _read(self, request: Request) -> bytes | None:
-        """The body; None where it is too long."""
-        declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > self.max_body_bytes:
-            return None
-        body = bytearray()
+        """The body; None where it is too long.
+
+        What is too long is read on for a while and thrown away: a connection closed on a client that still writes is
+        reset, and the answer lost with it.
+        """
+        body, num_bytes = bytearray(), 0
         async for chunk in request.stream():
-            body += chunk
-            if len(body) > self.max_body_bytes:
-                return None
-        return bytes(body)
+            num_bytes += len(chunk)
+            if num_bytes <= self.max_body_bytes:
+                body += chunk
+            elif num_bytes > self.max_body_bytes + _MAX_DISCARDED_BYTES:
+                break
+        return bytes(body) if num_bytes <= self.max_body_bytes else None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

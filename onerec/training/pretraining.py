@@ -5,9 +5,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from transformers.trainer_utils import set_seed
 
+from kernels.denormals import flushed_denormals
 from onerec.data.batches import TrainingWindows, many_target_windows, one_target_windows
 from onerec.data.histories import Histories
 from onerec.errors import ArtifactError, DataError
@@ -25,6 +25,7 @@ BEST = "best"
 Validate = Callable[[OneRec], dict[str, float]]
 
 
+@flushed_denormals()
 def pretrain(
     histories: Histories,
     table: SemanticIdTable,
@@ -49,7 +50,6 @@ def pretrain(
     Raises:
         DataError: there is no training event.
     """
-    torch.set_flush_denormal(True)
     set_seed(seed)
     model = build_model(model_settings, table)
     windows = training_windows(histories, model)
