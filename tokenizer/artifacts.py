@@ -60,9 +60,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with explained_os_errors(path):
             yield temporary
             temporary.chmod(0o666 & ~_current_umask())
-            _sync(temporary)
+            sync_to_disk(temporary)
             os.replace(temporary, path)
-            _sync(path.parent)
+            sync_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -86,10 +86,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield temporary
             temporary.chmod(0o777 & ~_current_umask())
             for file in sorted(temporary.rglob("*")):
-                _sync(file)
-            _sync(temporary)
+                sync_to_disk(file)
+            sync_to_disk(temporary)
             _take_place(temporary, path, retired)
-            _sync(path.parent)
+            sync_to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if not path.exists() and retired.exists():
@@ -280,7 +280,8 @@ def _take_place(temporary: Path, path: Path, retired: Path) -> None:
             return
 
 
-def _sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
+    """Wait until a file's contents, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

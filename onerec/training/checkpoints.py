@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+from tokenizer.artifacts import sync_to_disk
+
 PREFIX = "checkpoint-"
 STAGING = "unfinished"
 
@@ -23,20 +25,12 @@ def finished_checkpoints(folder: Path) -> list[Path]:
 def publish_checkpoint(staged: Path, folder: Path, keep: int) -> Path:
     """Sync a staged checkpoint to disk, move it to its place and delete all but the newest `keep`."""
     for file in sorted(staged.rglob("*")):
-        _sync(file)
+        sync_to_disk(file)
     final = folder / staged.name
     if final.exists():
         shutil.rmtree(final)
     os.replace(staged, final)
-    _sync(folder)
+    sync_to_disk(folder)
     for old in finished_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

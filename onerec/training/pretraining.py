@@ -16,7 +16,14 @@ from onerec.model.settings import ModelSettings
 from onerec.training.checkpoints import latest_checkpoint
 from onerec.training.settings import TrainingSettings
 from onerec.training.trainer import OneRecTrainer
-from tokenizer.artifacts import atomic_folder, explained_os_errors, read_manifest, require_same_hash, write_manifest
+from tokenizer.artifacts import (
+    atomic_folder,
+    explained_os_errors,
+    read_manifest,
+    require_same_hash,
+    restore_folder,
+    write_manifest,
+)
 from tokenizer.table import SemanticIdTable
 
 ARTIFACT_KIND = "pretrain"
@@ -117,6 +124,7 @@ def _publish(
     config_hash: str,
     table: SemanticIdTable,
 ) -> None:
+    restore_folder(best)  # a kill between its two renames
     if not best.is_dir():
         raise ArtifactError(f"{best}: no validated weights were found. Delete {best.parent} and train again.")
     with atomic_folder(folder) as temporary:
