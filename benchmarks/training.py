@@ -9,8 +9,10 @@ of 64, feed-forward 1024, dropout 0.1, fused AdamW.
   for codes alone, what T5 learns too; `targets_per_s_with_item_head` adds the item embedding and the item head. A
   user's first item is a target of OneRec's and not of T5's, which has no history to read for it.
 
-Neither is timed while it starts up, validates or saves. `flops_utilisation` is OneRec's model FLOPs over the best rate
-of a 1024 x 1024 float32 product on the same machine.
+Both are timed in float32 and, where the hardware multiplies bfloat16, under bfloat16 autocast, each against the other
+in the same precision; `ratio_vs_t5` is OneRec as `train.py` runs it by default against T5 as transformers does, in
+float32. Neither is timed while it starts up, validates or saves. `flops_utilisation` is OneRec's model FLOPs over the
+best rate of a 1024 x 1024 product of the same precision on the same machine.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from kernels.memory import keep_freed_memory
 from onerec.baselines.tiger import PrefixSamples, TigerSettings, build_t5
 from onerec.data.histories import Histories
 from onerec.model.settings import ModelSettings
+from onerec.training.precision import Precision, choose_precision
 from onerec.training.pretraining import build_model, training_windows
 from onerec.training.settings import TrainingSettings
 from onerec.training.throughput import measure_matmul_gflops
@@ -49,6 +52,7 @@ ONEREC_SHAPE = ModelSettings(
     num_heads=TIGER_SHAPE.num_heads,
     head_dim=TIGER_SHAPE.head_width,
     d_ff=TIGER_SHAPE.feed_forward_width,
+    activation="relu",
     num_context_layers=TIGER_SHAPE.num_layers,
     num_decoder_layers=TIGER_SHAPE.num_layers,
     max_history_items=TIGER_SHAPE.max_history_items,
@@ -94,7 +98,7 @@ def make_table(seed: int = 0) -> SemanticIdTable:
     return SemanticIdTable.of_unique(np.column_stack([codes_NL, suffixes_N]), levels, map(str, range(NUM_ITEMS)))
 
 
-def measure_t5(histories: Histories, table: SemanticIdTable, sizes: Sizes) -> float:
+def measure_t5(histories: Histories, table: SemanticIdTable, sizes: Sizes, precision: Precision) -> float:
     """Targets a second of T5, after one step that is not timed."""
     torch.manual_seed(0)
     samples = PrefixSamples(histories, table, TIGER_SHAPE.max_history_items)
@@ -105,13 +109,15 @@ def measure_t5(histories: Histories, table: SemanticIdTable, sizes: Sizes) -> fl
         if step == 1:
             started = time.perf_counter()
         optimizer.zero_grad()
-        model(**samples.collate(rows)).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = model(**samples.collate(rows)).loss
+        loss.backward()
         optimizer.step()
     return sizes.t5_steps * sizes.t5_batch_size / (time.perf_counter() - started)
 
 
 def measure_onerec(
-    settings: ModelSettings, histories: Histories, table: SemanticIdTable, sizes: Sizes
+    settings: ModelSettings, histories: Histories, table: SemanticIdTable, sizes: Sizes, precision: Precision
 ) -> dict[str, float]:
     """Targets a second and FLOPs utilisation by the trainer's own log: the median of its lines but the first."""
     model = build_model(settings, table)
@@ -121,6 +127,7 @@ def measure_onerec(
         max_positions_per_step=sizes.max_positions_per_step,
         logging_steps=sizes.logging_steps,
         warmup_steps=0,
+        precision=precision,
     )
     with tempfile.TemporaryDirectory() as folder:
         trainer = OneRecTrainer(
@@ -137,23 +144,33 @@ def measure_onerec(
     return {key: float(np.median([line[key] for line in lines])) for key in ("targets_per_s", "flops_utilisation")}
 
 
-def measure(sizes: Sizes) -> dict[str, Any]:
-    """Time T5 and OneRec one after the other."""
-    torch.set_flush_denormal(True)
-    histories, table = make_histories(sizes.num_users), make_table()
-    matmul_peak_gflops = measure_matmul_gflops()
-    onerec = measure_onerec(ONEREC_SHAPE, histories, table, sizes)
-    t5_targets_per_s = measure_t5(histories, table, sizes)
+def measure_precision(
+    histories: Histories, table: SemanticIdTable, sizes: Sizes, precision: Precision
+) -> dict[str, float]:
+    """Time OneRec and T5 one after the other in one precision."""
+    onerec = measure_onerec(ONEREC_SHAPE, histories, table, sizes, precision)
+    t5_targets_per_s = measure_t5(histories, table, sizes, precision)
     whole = ONEREC_SHAPE.model_copy(update={"item_embedding": True, "item_head_weight": 1.0})
-    with_item_head = measure_onerec(whole, histories, table, sizes)
+    with_item_head = measure_onerec(whole, histories, table, sizes, precision)
     return {
         "targets_per_s": round(onerec["targets_per_s"], 1),
         "t5_targets_per_s": round(t5_targets_per_s, 2),
         "ratio_vs_t5": round(onerec["targets_per_s"] / t5_targets_per_s, 1),
-        "matmul_peak_gflops": round(matmul_peak_gflops, 1),
+        "matmul_peak_gflops": round(measure_matmul_gflops(dtype=getattr(torch, precision)), 1),
         "flops_utilisation": round(onerec["flops_utilisation"], 4),
         "targets_per_s_with_item_head": round(with_item_head["targets_per_s"], 1),
     }
+
+
+def measure(sizes: Sizes) -> dict[str, Any]:
+    """Time both models in every precision that the hardware multiplies."""
+    torch.set_flush_denormal(True)
+    histories, table = make_histories(sizes.num_users), make_table()
+    default = choose_precision("auto")
+    precisions: set[Precision] = {"float32", default}
+    figures = {precision: measure_precision(histories, table, sizes, precision) for precision in sorted(precisions)}
+    ratio = figures[default]["targets_per_s"] / figures["float32"]["t5_targets_per_s"]
+    return {"ratio_vs_t5": round(ratio, 1), "default_precision": default} | figures
 
 
 def main(argv: Sequence[str] | None = None) -> None:

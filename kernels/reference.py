@@ -1,6 +1,6 @@
 """Plain PyTorch references that every fast path must equal.
 
-Legend: N rows, D width, K codes a level, L levels.
+Legend: N rows, D width, K codes a level, L levels; B batch, H heads, Q queries, S keys, d head width.
 """
 
 from collections.abc import Sequence
@@ -39,3 +39,25 @@ def assign_residual(rows_ND: torch.Tensor, codebooks: Sequence[torch.Tensor]) ->
         codes.append(codes_N)
     empty_N0 = torch.empty((len(rows_ND), 0), dtype=torch.int64, device=rows_ND.device)
     return (torch.stack(codes, dim=1) if codes else empty_N0), residual_ND
+
+
+def attention(
+    queries_BHQd: torch.Tensor,
+    keys_BHSd: torch.Tensor,
+    values_BHSd: torch.Tensor,
+    visible: torch.Tensor | None = None,
+    causal: bool = False,
+) -> torch.Tensor:
+    """Scaled dot-product attention (B, H, Q, d), softmax(q k / sqrt(d)) v; a query that sees no key gives NaN.
+
+    Args:
+        visible: bool, broadcast to (B, H, Q, S): the keys a query may see.
+        causal: each query sees the keys up to its own place; Q equals S.
+    """
+    if causal:
+        size = queries_BHQd.size(-2)
+        visible = torch.ones(size, size, dtype=torch.bool, device=queries_BHQd.device).tril()
+    scores_BHQS = (queries_BHQd * queries_BHQd.size(-1) ** -0.5) @ keys_BHSd.transpose(-1, -2)
+    if visible is not None:
+        scores_BHQS = scores_BHQS.masked_fill(~visible, float("-inf"))
+    return scores_BHQS.softmax(dim=-1) @ values_BHSd

@@ -14,7 +14,7 @@ class TextSettings(Settings):
     """Text of an item -> vector. The template moves results, so it is a setting."""
 
     weight: float = Field(
-        default=0.5, ge=0, description="share of squared length in the fused vector; 0 turns text off"
+        default=0.3, ge=0, description="share of squared length in the fused vector; 0 turns text off"
     )
     columns: Literal["auto"] | list[str] = Field(
         default="auto", description="columns in the order they are written; auto = the text columns of the data schema"
@@ -49,7 +49,7 @@ class TextSettings(Settings):
 class CollaborativeSettings(Settings):
     """Items bought or watched together -> vector, from training events only."""
 
-    weight: float = Field(default=0.5, ge=0, description="share of squared length in the fused vector; 0 turns it off")
+    weight: float = Field(default=0.7, ge=0, description="share of squared length in the fused vector; 0 turns it off")
     width: int = Field(
         default=96, ge=1, description="numbers a vector; cut to the number of items with events, and said so"
     )
@@ -62,7 +62,7 @@ class CollaborativeSettings(Settings):
     )
     shift: float = Field(default=1.0, ge=1, description="PMI is lowered by log(shift) (Levy & Goldberg 2014)")
     singular_power: float = Field(
-        default=1.0, ge=0, le=1, description="singular values are raised to this power (Levy et al. 2015, section 3.3)"
+        default=0.75, ge=0, le=1, description="singular values are raised to this power (Levy et al. 2015, section 3.3)"
     )
     iterations: int = Field(default=7, ge=0, description="power iterations of the randomised SVD")
 
@@ -124,6 +124,11 @@ class QuantizerSettings(Settings):
     )
     codes_per_level: list[int] = Field(default=[256, 256, 256], min_length=1, description="K of every level")
     iterations: int = Field(default=25, ge=1, description="Lloyd iterations a level (k-means kinds)")
+    evening_fills: int = Field(
+        default=0,
+        ge=0,
+        description="rq_kmeans: balanced fills after the first iterations; 2 spread items evenly over the codes",
+    )
     train_rows_per_code: int = Field(
         default=256, ge=1, description="k-means trains on at most this many rows a code, drawn by the seed"
     )

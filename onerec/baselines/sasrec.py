@@ -160,7 +160,7 @@ class SasRec:
                 f"{sasrec.name}: found no user with two training events, expected at least one. "
                 "Lower the filters, add data, or leave this baseline out."
             )
-        num_positions = windows.num_positions[trained]
+        shapes = windows.num_positions[trained], windows.num_untrained_positions[trained]
         optimizer = torch.optim.AdamW(
             sasrec.network.parameters(),
             lr=settings.learning_rate,
@@ -172,7 +172,7 @@ class SasRec:
         with tqdm(total=settings.epochs, desc=f"train {sasrec.name}", unit="epoch") as progress:
             for epoch in range(settings.epochs):
                 sasrec.network.train()
-                batches = bucketed_batches(num_positions, settings.max_positions_per_step, settings.seed, epoch)
+                batches = bucketed_batches(*shapes, settings.max_positions_per_step, settings.seed, epoch)
                 losses = [
                     _step(sasrec.network, optimizer, windows.collate(trained[rows]), settings) for rows in batches
                 ]
@@ -209,10 +209,10 @@ def _step(
     network: SasRecNetwork, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], settings: SasRecSettings
 ) -> float:
     items_BS, lengths_B = (batch["input_ids"] - 1).clamp(min=0), (batch["input_ids"] != 0).sum(dim=1)
-    targets_BS = batch["target_items"][:, 1:]  # SASRec has no start position: a history's first item is no target
-    has_target_BS = targets_BS != IGNORED_TARGET
-    states_MD = network(items_BS, lengths_B)[has_target_BS]
-    targets_M = targets_BS[has_target_BS]
+    targets_BP = batch["target_items"][:, -items_BS.size(1) :]  # without a start position, the first item is no target
+    has_target_BP = targets_BP != IGNORED_TARGET
+    states_MD = network(items_BS, lengths_B)[:, -targets_BP.size(1) :][has_target_BP]
+    targets_M = targets_BP[has_target_BP]
     if settings.loss == "cross_entropy":
         loss = F.cross_entropy(states_MD @ network.items.weight.T, targets_M)
     else:

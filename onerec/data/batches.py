@@ -41,12 +41,20 @@ class TrainingWindows:
         return self.stops - self.starts
 
     @property
+    def num_untrained_positions(self) -> np.ndarray:
+        """Leading positions of each window that predict no target of its own."""
+        return np.zeros(len(self), dtype=np.int64) if self.one_target else self.first_targets - self.starts
+
+    @property
     def num_targets(self) -> int:
         """Targets of one pass over all windows."""
         return int((self.stops - self.first_targets).sum())
 
     def collate(self, windows: np.ndarray) -> dict[str, Tensor]:
-        """Right-padded `input_ids` (B, S), item index + 1, and `target_items` (B, P), -100 where there is none."""
+        """Right-padded `input_ids` (B, S), item index + 1, and `target_items` (B, P), -100 where there is none.
+
+        P is 1 + S less the leading positions of which no window has a target.
+        """
         starts, lengths = self.starts[windows], self.num_positions[windows] - 1
         num_items = max(int(lengths.max()), 1)
         inputs_BS = self._gather(starts, lengths, num_items)
@@ -56,7 +64,8 @@ class TrainingWindows:
             targets_BP = self._gather(starts, lengths + 1, num_items + 1) - 1
             rows_BP = starts[:, None] + np.arange(num_items + 1)
             counted_BP = (rows_BP >= self.first_targets[windows][:, None]) & (targets_BP >= 0)
-            targets_BP = np.where(counted_BP, targets_BP, IGNORED_TARGET)
+            first = counted_BP.any(axis=0).argmax()
+            targets_BP = np.where(counted_BP, targets_BP, IGNORED_TARGET)[:, first:]
         return {"input_ids": torch.from_numpy(inputs_BS), "target_items": torch.from_numpy(targets_BP)}
 
     def _gather(self, starts: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
@@ -93,10 +102,13 @@ def one_target_windows(histories: Histories, max_items: int) -> TrainingWindows:
     return TrainingWindows(training.items, starts, targets + 1, targets, one_target=True)
 
 
-def bucketed_batches(num_positions: np.ndarray, max_positions: int, seed: int, epoch: int) -> list[np.ndarray]:
+def bucketed_batches(
+    num_positions: np.ndarray, num_untrained_positions: np.ndarray, max_positions: int, seed: int, epoch: int
+) -> list[np.ndarray]:
     """Split windows into batches of at most `max_positions` padded positions, in an order fixed by seed and epoch.
 
-    A single window longer than `max_positions` makes a batch of its own.
+    A batch holds windows of like length and, among those, of as many leading positions without a target, which then
+    cost no decoding. A single window longer than `max_positions` makes a batch of its own.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(num_positions))
@@ -104,13 +116,15 @@ def bucketed_batches(num_positions: np.ndarray, max_positions: int, seed: int, e
     batches = [
         batch
         for first in range(0, len(order), span)
-        for batch in _pack(order[first : first + span], num_positions, max_positions)
+        for batch in _pack(order[first : first + span], num_positions, num_untrained_positions, max_positions)
     ]
     return [batches[place] for place in generator.permutation(len(batches))]
 
 
-def _pack(windows: np.ndarray, num_positions: np.ndarray, max_positions: int) -> Iterator[np.ndarray]:
-    windows = windows[np.argsort(num_positions[windows], kind="stable")]
+def _pack(
+    windows: np.ndarray, num_positions: np.ndarray, num_untrained_positions: np.ndarray, max_positions: int
+) -> Iterator[np.ndarray]:
+    windows = windows[np.lexsort((num_untrained_positions[windows], num_positions[windows]))]
     widths = num_positions[windows]
     first = 0
     while first < len(windows):

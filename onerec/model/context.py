@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 
+from kernels.rms_norm import RMSNorm
 from onerec.model.configuration import PAD_TOKEN, OneRecConfig
 from onerec.model.dropout import Dropout
-from onerec.model.layers import ContextBlock, visible_up_to
+from onerec.model.layers import ContextBlock, to_autocast_dtype, visible_up_to
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class ContextEncoder(nn.Module):
         self.positions = nn.Embedding(config.max_history_items, config.d_model)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(ContextBlock(config) for _ in range(config.num_context_layers))
-        self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.norm = RMSNorm(config.d_model, eps=1e-6)
 
     def item_vectors(self) -> Tensor:
         """The vector (N, D) of every item in the catalogue."""
@@ -81,7 +82,8 @@ class ContextEncoder(nn.Module):
             keep_BS = torch.rand(items_BS.shape, device=items_BS.device) >= self.item_dropout
             items_BSD = items_BSD * keep_BS[..., None]
         items_BSD = items_BSD + self.positions.weight[: items_BS.size(1)]
-        x = self.dropout(torch.cat([self.start.weight.expand(items_BS.size(0), 1, -1), items_BSD], dim=1))
+        x_BSD = torch.cat([self.start.weight.expand(items_BS.size(0), 1, -1), items_BSD], dim=1)
+        x = self.dropout(to_autocast_dtype(x_BSD))
         visible = None if self.causal else visible_up_to(lengths_B + 1, x.size(1))
         for block in self.blocks:
             x = block(x, visible, self.causal)

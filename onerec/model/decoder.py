@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kernels.rms_norm import RMSNorm
 from onerec.model.configuration import OneRecConfig
 from onerec.model.context import Context
 from onerec.model.dropout import Dropout
-from onerec.model.layers import CrossAttention, FeedForward, SelfAttention
+from onerec.model.layers import CrossAttention, FeedForward, SelfAttention, to_autocast_dtype
 
 
 class DecoderCache:
@@ -53,11 +54,11 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, config: OneRecConfig) -> None:
         super().__init__()
-        self.self_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.self_norm = RMSNorm(config.d_model, eps=1e-6)
         self.self_attention = SelfAttention(config)
-        self.cross_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.cross_norm = RMSNorm(config.d_model, eps=1e-6)
         self.cross_attention = CrossAttention(config)
-        self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.feed_forward_norm = RMSNorm(config.d_model, eps=1e-6)
         self.feed_forward = FeedForward(config)
         self.dropout = Dropout(config.dropout)
 
@@ -97,7 +98,7 @@ class Decoder(nn.Module):
         self.levels = nn.Embedding(config.num_levels, config.d_model)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_decoder_layers))
-        self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.norm = RMSNorm(config.d_model, eps=1e-6)
 
     def project_context(self, states_BSD: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Keys and values of the context for every layer."""
@@ -111,7 +112,7 @@ class Decoder(nn.Module):
         num_positions = code_rows_BPT.size(-1) + 1
         bos = self.bos.weight.expand(*code_rows_BPT.shape[:2], 1, -1)
         x_BPLD = torch.cat([bos, self.codes(code_rows_BPT)], dim=2) + self.levels.weight[:num_positions]
-        x_BPLD = self.dropout(x_BPLD)
+        x_BPLD = self.dropout(to_autocast_dtype(x_BPLD))
         for block, block_keys, block_values in zip(self._layers(), keys, values, strict=True):
             x_BPLD = block(x_BPLD, block_keys, block_values, visible)
         return self.norm(x_BPLD)

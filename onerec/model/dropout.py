@@ -32,7 +32,8 @@ class Dropout(nn.Module):
             return F.dropout(x, self.probability)
         draws = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(_SMALLEST_INT64, None)
         kept = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= self.num_dropped_values
-        return x * (kept.to(x.dtype) / (1 - self.probability))
+        scale = torch.tensor(1 / (1 - self.probability), dtype=x.dtype)
+        return x * (kept * scale)
 
     def extra_repr(self) -> str:
         return f"p={self.probability}"

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kernels.attention import attend
+from kernels.rms_norm import RMSNorm
 from onerec.model.configuration import OneRecConfig
 from onerec.model.dropout import Dropout
 
@@ -51,7 +53,7 @@ class SelfAttention(nn.Module):
     def forward(self, x_BQD: Tensor, visible: Tensor | None = None, causal: bool = False) -> Tensor:
         """Attend within each row; `visible` (bool, broadcast to (B, H, Q, Q)) marks keys a query may see."""
         queries, keys, values = self.project(x_BQD)
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, is_causal=causal)
+        mixed = attend(queries, keys, values, visible, causal)
         return self.output(merge_heads(mixed))
 
 
@@ -74,7 +76,7 @@ class CrossAttention(nn.Module):
     def forward(self, x_BQD: Tensor, keys_BHSd: Tensor, values_BHSd: Tensor, visible: Tensor | None) -> Tensor:
         """Attend to the context; `visible` (bool, broadcast to (B, H, Q, S)) marks positions a query may see."""
         queries = split_heads(self.query(x_BQD), self.num_heads)
-        mixed = F.scaled_dot_product_attention(queries, keys_BHSd, values_BHSd, attn_mask=visible)
+        mixed = attend(queries, keys_BHSd, values_BHSd, visible)
         return self.output(merge_heads(mixed))
 
 
@@ -101,9 +103,9 @@ class ContextBlock(nn.Module):
 
     def __init__(self, config: OneRecConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.attention_norm = RMSNorm(config.d_model, eps=1e-6)
         self.attention = SelfAttention(config)
-        self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.feed_forward_norm = RMSNorm(config.d_model, eps=1e-6)
         self.feed_forward = FeedForward(config)
         self.dropout = Dropout(config.dropout)
 
@@ -129,6 +131,12 @@ def initialise(module: nn.Module, depth: int) -> None:
     elif isinstance(module, SelfAttention | CrossAttention | FeedForward):
         std = module.output.in_features**-0.5 / math.sqrt(2 * depth)
         nn.init.normal_(module.output.weight, std=std)
+
+
+def to_autocast_dtype(x: Tensor) -> Tensor:
+    """Start the residual stream in the dtype of the matrix products, so that nothing between them is converted."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def visible_up_to(lengths_B: Tensor, num_positions: int) -> Tensor:

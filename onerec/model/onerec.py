@@ -114,7 +114,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: (B, S) item index + 1, 0 for padding on the right.
-            target_items: (B, 1 + S) the item after the start and after each item for a causal context, or (B, 1) the
+            target_items: (B, P) the items after the last P of the 1 + S positions, for a causal context, or (B, 1) the
                 item after the whole history; -100 where there is none.
             decoder_input_ids: (B, T) flat tokens [BOS, code, ...] with T <= L; used when no targets are given.
             labels: (B, T) flat tokens to predict, -100 to leave out.
@@ -183,15 +183,15 @@ class OneRec(PreTrainedModel, GenerationMixin):
 
     def _visible_to_targets(self, mask_BS: Tensor, num_targets: int) -> Tensor:
         """Which context positions each decoder position sees, broadcast to (B, H, P * L, S)."""
-        num_positions, num_levels = mask_BS.size(1), self.config.num_levels
-        if num_targets != num_positions:
+        if num_targets == 1:
             return mask_BS[:, None, None, :]
+        num_positions = mask_BS.size(1)
         causal_SS = torch.ones(num_positions, num_positions, dtype=torch.bool, device=mask_BS.device).tril()
-        return causal_SS.repeat_interleave(num_levels, dim=0)
+        return causal_SS[-num_targets:].repeat_interleave(self.config.num_levels, dim=0)
 
     def _states_before_targets(self, states_BSD: Tensor, mask_BS: Tensor, has_target_BP: Tensor) -> Tensor:
-        if has_target_BP.size(1) == states_BSD.size(1):
-            return states_BSD[has_target_BP]
+        if (num_targets := has_target_BP.size(1)) > 1:
+            return states_BSD[:, -num_targets:][has_target_BP]
         rows = torch.arange(states_BSD.size(0), device=states_BSD.device)
         return states_BSD[rows, mask_BS.sum(dim=1) - 1][has_target_BP[:, 0]]
 

@@ -130,5 +130,5 @@ def _publish(
     with atomic_folder(folder) as temporary:
         shutil.copytree(best, temporary, dirs_exist_ok=True)
         (temporary / "log_history.json").write_text(json.dumps(trainer.state.log_history, indent=1))
-        details = {"minutes": trainer.training_minutes}
+        details = {"minutes": trainer.training_minutes, "precision": trainer.precision}
         write_manifest(temporary, ARTIFACT_KIND, {**inputs, "table": table.content_hash}, config_hash, details)

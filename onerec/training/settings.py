@@ -23,4 +23,6 @@ class TrainingSettings(Settings):
     selection_metric: str = Field("ndcg@10", description="validation metric that picks the weights to keep")
     checkpoint_steps: PositiveInt | None = Field(None, description="steps between further checkpoints; None: none")
     logging_steps: PositiveInt = Field(50, description="steps between lines of the log")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 where the hardware has it")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of matrix products; auto: bfloat16 where the hardware multiplies it, weights in float32"
+    )

@@ -27,6 +27,7 @@ from onerec.data.batches import TrainingWindows, bucketed_batches
 from onerec.model.flops import training_flops
 from onerec.model.onerec import OneRec, OneRecOutput
 from onerec.training.checkpoints import STAGING, publish_checkpoint
+from onerec.training.precision import choose_precision
 from onerec.training.processes import LONGEST_WAIT
 from onerec.training.settings import TrainingSettings
 from onerec.training.throughput import measure_matmul_gflops
@@ -43,7 +44,7 @@ class BatchPlan(Sampler[np.ndarray]):
     def __init__(
         self, windows: TrainingWindows, settings: TrainingSettings, seed: int, rank: int, num_processes: int
     ) -> None:
-        self._num_positions = windows.num_positions
+        self._shapes = windows.num_positions, windows.num_untrained_positions
         self._settings = settings
         self._seed, self._rank, self._num_processes = seed, rank, num_processes
         steps_per_epoch = [len(self._batches(epoch)) for epoch in range(settings.epochs)]
@@ -58,7 +59,7 @@ class BatchPlan(Sampler[np.ndarray]):
                 yield batch[self._rank :: self._num_processes]
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
-        return bucketed_batches(self._num_positions, self._settings.max_positions_per_step, self._seed, epoch)
+        return bucketed_batches(*self._shapes, self._settings.max_positions_per_step, self._seed, epoch)
 
 
 class _Rows:
@@ -104,7 +105,8 @@ class OneRecTrainer(Trainer):
         if self.is_world_process_zero():
             self.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
         self.model_accepts_loss_kwargs = False
-        self._matmul_gflops = measure_matmul_gflops(args.device)
+        self.precision = choose_precision(settings.precision)
+        self._matmul_gflops = measure_matmul_gflops(args.device, getattr(torch, self.precision))
         self._progress = self._no_progress()
         self._step_clock = _Stopwatch()
 
@@ -279,7 +281,7 @@ def _training_arguments(settings: TrainingSettings, folder: Path, seed: int) -> 
         eval_strategy="no",
         metric_for_best_model=settings.selection_metric,
         greater_is_better=True,
-        bf16=settings.precision == "bfloat16",
+        bf16=choose_precision(settings.precision) == "bfloat16",
         report_to=[],
         remove_unused_columns=False,
         per_device_train_batch_size=1,

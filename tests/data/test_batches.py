@@ -36,7 +36,7 @@ def trained_pairs(windows: TrainingWindows) -> list[tuple[list[int], int]]:
         batch = windows.collate(np.array([window]))
         inputs = [int(token) - 1 for token in batch["input_ids"][0] if token]
         targets = batch["target_items"][0].tolist()
-        cuts = [len(inputs)] if windows.one_target else range(len(targets))
+        cuts = range(len(inputs) + 1 - len(targets), len(inputs) + 1) if inputs else range(len(targets))
         pairs += [(inputs[:cut], target) for cut, target in zip(cuts, targets, strict=True) if target != IGNORED_TARGET]
     return pairs
 
@@ -130,18 +130,19 @@ def test_batches_lose_nothing_and_keep_their_budget(
     widths: list[int], max_positions: int, seed: int, epoch: int
 ) -> None:
     num_positions = np.array(widths)
-    batches = bucketed_batches(num_positions, max_positions, seed, epoch)
+    untrained = np.arange(len(widths)) % 3
+    batches = bucketed_batches(num_positions, untrained, max_positions, seed, epoch)
     np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(len(widths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * num_positions[batch].max() <= max_positions
-    again = bucketed_batches(num_positions, max_positions, seed, epoch)
+    again = bucketed_batches(num_positions, untrained, max_positions, seed, epoch)
     assert [batch.tolist() for batch in again] == [batch.tolist() for batch in batches]
 
 
 def test_epochs_and_seeds_differ() -> None:
     num_positions = np.random.default_rng(0).integers(1, 20, 300)
     orders = {
-        (seed, epoch): [batch.tolist() for batch in bucketed_batches(num_positions, 64, seed, epoch)]
+        (seed, epoch): [batch.tolist() for batch in bucketed_batches(num_positions, np.zeros(300), 64, seed, epoch)]
         for seed in (0, 1)
         for epoch in (0, 1)
     }
@@ -152,5 +153,21 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def test_batches_of_equal_widths_are_full() -> None:
-    batches = bucketed_batches(np.full(10, 4), 16, seed=0, epoch=0)
+    batches = bucketed_batches(np.full(10, 4), np.zeros(10), 16, seed=0, epoch=0)
     assert sorted(len(batch) for batch in batches) == [2, 4, 4]
+
+
+def test_windows_with_as_many_untrained_positions_share_a_batch_that_leaves_them_out() -> None:
+    windows = many_target_windows(histories_of(7, 7, 5, 5), 4)  # two windows each of the long, one of the others
+    assert windows.num_untrained_positions.tolist() == [0, 3, 0, 3, 0, 0]
+    batches = bucketed_batches(windows.num_positions, windows.num_untrained_positions, 20, seed=0, epoch=0)
+    assert sorted(sorted(batch.tolist()) for batch in batches) == [[0, 2, 4, 5], [1, 3]]
+    later = windows.collate(np.array([1, 3]))
+    assert later["input_ids"].shape == (2, 4)
+    assert later["target_items"].tolist() == [[15, 16], [22, 23]]
+
+
+def test_a_batch_of_both_kinds_keeps_every_target_under_its_position() -> None:
+    windows = many_target_windows(histories_of(7), 4)
+    both = windows.collate(np.array([0, 1]))["target_items"]
+    assert both.tolist() == [[10, 11, 12, 13, 14], [IGNORED_TARGET] * 3 + [15, 16]]

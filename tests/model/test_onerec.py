@@ -78,6 +78,16 @@ def test_padding_and_company_change_nothing(context: str) -> None:
     torch.testing.assert_close(together[:1], alone)
 
 
+def test_leading_positions_without_targets_may_be_left_out() -> None:
+    model = build_model(item_head_weight=1.0).eval()
+    input_ids = torch.tensor([[3, 1, 4, 2], [5, 9, 2, 6]])
+    targets = torch.tensor([[-100, -100, -100, 6, 8], [-100, -100, 7, -100, 1]])
+    whole, cut = (model(input_ids=input_ids, target_items=some) for some in (targets, targets[:, 2:]))
+    assert whole.num_targets == cut.num_targets == 4
+    torch.testing.assert_close(cut.level_losses_L, whole.level_losses_L)
+    torch.testing.assert_close(cut.item_loss, whole.item_loss)
+
+
 def test_user_without_history_has_finite_probabilities() -> None:
     log_probs = log_probabilities_by_steps(build_model(), [], 5)
     assert torch.isfinite(log_probs).all()

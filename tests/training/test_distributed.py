@@ -20,6 +20,7 @@ from tokenizer.table import SemanticIdTable
 NUM_ITEMS = 12
 ROOT = Path(__file__).parents[2]
 TRAINING = TrainingSettings(
+    precision="float32",
     epochs=2,
     max_positions_per_step=14,
     learning_rate=1e-2,

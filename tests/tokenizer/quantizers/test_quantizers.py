@@ -50,10 +50,19 @@ def test_codes_carry_the_vectors(kind: str, vectors: np.ndarray) -> None:
     assert len(np.unique(codes[:, 0])) > 1
 
 
-def test_kmeans_finds_separate_clusters(vectors: np.ndarray) -> None:
-    _, codes = fit_quantizer(vectors, _settings(), seed=0)
+def test_evened_kmeans_finds_separate_clusters(vectors: np.ndarray) -> None:
+    _, codes = fit_quantizer(vectors, _settings(evening_fills=2), seed=0)
     kind_of_code = {(int(code), row % 6) for row, code in enumerate(codes[:, 0])}
     assert len(kind_of_code) == 6
+
+
+@pytest.mark.parametrize("evening_fills", [0, 2])
+def test_centroids_are_the_means_of_their_rows(vectors: np.ndarray, evening_fills: int) -> None:
+    settings = _settings(iterations=30, evening_fills=evening_fills)
+    quantizer, codes = fit_quantizer(vectors, settings, seed=0)
+    for code in range(6):
+        rows = vectors[codes[:, 0] == code]
+        np.testing.assert_allclose(quantizer.codebooks[0][code], rows.mean(axis=0), atol=1e-5)
 
 
 def test_streaming_gives_the_same_codes(vectors: np.ndarray, tmp_path: Path) -> None:

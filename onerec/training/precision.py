@@ -1,0 +1,20 @@
+"""Which number format the matrix products of a training use."""
+
+from typing import Literal
+
+import torch
+
+Precision = Literal["float32", "bfloat16"]
+
+
+def choose_precision(wish: Literal["auto", "float32", "bfloat16"]) -> Precision:
+    """The wish, or for "auto" bfloat16 where the device multiplies it in hardware: the weights stay float32 anyway."""
+    if wish != "auto":
+        return wish
+    return "bfloat16" if _multiplies_bfloat16() else "float32"
+
+
+def _multiplies_bfloat16() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
