@@ -64,8 +64,9 @@ def test_nothing_new_no_vectors_no_room(
     narrow = newcomers.with_columns(pl.col("vector").list.head(3))
     with pytest.raises(DataError, match="found width 3, expected 8"):
         assign_items(tmp_path / "old", narrow, tmp_path / "new")
-    evened = {"codes_per_level": [8, 8], "iterations": 5, "evening_fills": 2}
-    collaborative = make_settings(given={"weight": 0}, collaborative={"weight": 1, "width": 8}, quantizer=evened)
+    collaborative = make_settings(
+        given={"weight": 0}, collaborative={"weight": 1, "width": 8}, report={"max_bucket_share": 1}
+    )
     fit_tokenizer(items, sequences, collaborative, tmp_path / "events_only", {}, "cfg")
     with pytest.raises(DataError, match="by training events alone"):
         assign_items(tmp_path / "events_only", newcomers, tmp_path / "new")
