@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from onerec.baselines.item_knn import ItemKnn
@@ -28,7 +29,7 @@ from onerec.data.histories import Split
 from onerec.data.prepared import PreparedData, prepare
 from onerec.data.titles import item_titles
 from onerec.decoding.recommender import OneRecRecommender
-from onerec.errors import ArtifactError, ConfigError
+from onerec.errors import ArtifactError, ConfigError, OneRecError
 from onerec.evaluation.evaluator import Evaluation, evaluate
 from onerec.evaluation.examples import choose_examples
 from onerec.evaluation.recommender import Recommender
@@ -94,13 +95,27 @@ class Pipeline:
             "bundle": self.write_bundle,
             "report": self.write_report,
         }
-        for name in STAGES if stage == "all" else (stage,):
-            if name == _JOINT_STAGE:
-                self.processes.wait_for_everyone()  # the others read what the main process has written
-            elif not self.processes.is_main_process:
-                continue
+        chosen = STAGES if stage == "all" else (stage,)
+        for place, name in enumerate(chosen):
             self.console.rule(f"[bold]{name}")
-            stages[name]()
+            if name == _JOINT_STAGE:
+                stages[name]()
+            elif _JOINT_STAGE in chosen[place:]:
+                self._run_for_everyone(stages[name])
+            elif self.processes.is_main_process:
+                stages[name]()
+
+    def _run_for_everyone(self, stage: Callable[[], object]) -> None:
+        """Let the main process do what the others will read; if it fails, all of them fail with its error."""
+        told: list[OneRecError | None] = [None]
+        if self.processes.is_main_process:
+            try:
+                stage()
+            except OneRecError as error:
+                told = [error]
+        failure = broadcast_object_list(told)[0]
+        if failure is not None:
+            raise failure
 
     @cached_property
     def data(self) -> PreparedData:
@@ -115,7 +130,7 @@ class Pipeline:
     @cached_property
     def model(self) -> OneRec:
         """The pre-trained model."""
-        return load_pretrained(self.folder / "pretrain", self.table)
+        return load_pretrained(self.folder / "pretrain", self.table).to(self.processes.device)
 
     def prepare_data(self) -> None:
         """Read, check, filter and split the events."""

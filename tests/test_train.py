@@ -1,5 +1,7 @@
 """The training door: where the data of a config cannot be had, a fallback is run and named."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,14 @@ def test_demo_without_an_index_runs_the_world_and_says_so(tmp_path: Path, capsys
 def test_without_a_fallback_it_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train_data_only(tmp_path) == 1
     assert f"recbole=={recbole_wheel.VERSION}: the package index does not give it" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("offline")
+def test_two_processes_fall_back_together(tmp_path: Path) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    configs = ["--config", str(CONFIGS / "demo.yaml"), "--fallback", str(CONFIGS / "smoke.yaml")]
+    command = [sys.executable, *launch, *configs, "--runs", str(tmp_path)]
+    run = subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("smoke.yaml in its place") == 2
+    assert (tmp_path / "smoke" / "report" / "metrics.json").is_file()

@@ -10,7 +10,7 @@ Shapes: B batch, S history length in items, M targets, D width, N items, n negat
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import numpy as np
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from kernels.denormals import flushed_denormals
 from onerec.baselines.scoring import rank_scores
-from onerec.data.batches import IGNORED_TARGET, bucketed_batches, many_target_windows
+from onerec.data.batches import IGNORED_TARGET, TrainingWindows, bucketed_batches, many_target_windows
 from onerec.data.histories import Histories
 from onerec.errors import DataError
 from onerec.evaluation.recommender import Ranking
@@ -153,14 +153,7 @@ class SasRec:
         """
         torch.manual_seed(settings.seed)
         sasrec = cls(SasRecNetwork(num_items, settings), settings)
-        windows = many_target_windows(histories, settings.max_history_items)
-        trained = np.flatnonzero(windows.num_positions > 1)  # a lone first event has nothing to be predicted from
-        if not len(trained):
-            raise DataError(
-                f"{sasrec.name}: found no user with two training events, expected at least one. "
-                "Lower the filters, add data, or leave this baseline out."
-            )
-        shapes = windows.num_positions[trained], windows.num_untrained_positions[trained]
+        windows = _windows_with_history(histories, settings.max_history_items, sasrec.name)
         optimizer = torch.optim.AdamW(
             sasrec.network.parameters(),
             lr=settings.learning_rate,
@@ -171,13 +164,9 @@ class SasRec:
         best = _Best()
         with tqdm(total=settings.epochs, desc=f"train {sasrec.name}", unit="epoch") as progress:
             for epoch in range(settings.epochs):
-                sasrec.network.train()
-                batches = bucketed_batches(*shapes, settings.max_positions_per_step, settings.seed, epoch)
-                losses = [
-                    _step(sasrec.network, optimizer, windows.collate(trained[rows]), settings) for rows in batches
-                ]
+                loss = _train_epoch(sasrec.network, optimizer, windows, settings, epoch)
                 progress.update()
-                progress.set_postfix(loss=f"{np.mean(losses):.3f}", validation=f"{best.score:.4f}")
+                progress.set_postfix(loss=f"{loss:.3f}", validation=f"{best.score:.4f}")
                 if (epoch + 1) % settings.evaluate_every_epochs == 0 or epoch + 1 == settings.epochs:
                     score = validate(sasrec)
                     if score > best.score:
@@ -203,6 +192,37 @@ class SasRec:
             states_BD = self.network(items_BS, lengths_B)[rows, (lengths_B - 1).clamp(min=0)]
             states_BD = torch.where(lengths_B[:, None] > 0, states_BD, self.network.items.weight.mean(dim=0))
         return rank_scores((states_BD @ self.network.items.weight.T).numpy(), histories, k, exclude_seen)
+
+
+def _windows_with_history(histories: Histories, max_history_items: int, name: str) -> TrainingWindows:
+    """Training windows, less those of a lone first event, which has nothing to be predicted from."""
+    windows = many_target_windows(histories, max_history_items)
+    kept = windows.num_positions > 1
+    if not kept.any():
+        raise DataError(
+            f"{name}: found no user with two training events, expected at least one. "
+            "Lower the filters, add data, or leave this baseline out."
+        )
+    return replace(
+        windows,
+        starts=windows.starts[kept],
+        stops=windows.stops[kept],
+        first_targets=windows.first_targets[kept],
+    )
+
+
+def _train_epoch(
+    network: SasRecNetwork,
+    optimizer: torch.optim.Optimizer,
+    windows: TrainingWindows,
+    settings: SasRecSettings,
+    epoch: int,
+) -> float:
+    """Mean loss of the steps of one pass."""
+    network.train()
+    shapes = windows.num_positions, windows.num_untrained_positions
+    batches = bucketed_batches(*shapes, settings.max_positions_per_step, settings.seed, epoch)
+    return float(np.mean([_step(network, optimizer, windows.collate(rows), settings) for rows in batches]))
 
 
 def _step(

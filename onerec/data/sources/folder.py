@@ -21,6 +21,8 @@ _MILLISECONDS = "timestamp_ms"
 _AMAZON14 = "He & McAuley, Ups and Downs, WWW 2016; McAuley et al., Image-Based Recommendations, SIGIR 2015"
 _AMAZON18 = "Ni, Li & McAuley, Justifying Recommendations using Distantly-Labeled Reviews, EMNLP 2019"
 _MOVIELENS = "Harper & Konstan, The MovieLens Datasets, ACM TiiS 5(4), 2015"
+_MICROLENS = "Ni et al., A Content-Driven Micro-Video Recommendation Dataset at Scale, arXiv 2309.15379, 2023"
+_TRIVAGO = "Knees et al., RecSys Challenge 2019: Session-based Hotel Recommendations, RecSys 2019"
 _RESEARCH = "no formal licence; released for research"
 # Terms of the benchmark folders known by name; a folder of one's own has its owner's.
 _TERMS = {
@@ -30,10 +32,10 @@ _TERMS = {
     "amazon18_scientific": (_RESEARCH, _AMAZON18),
     "amazon18_industrial": (_RESEARCH, _AMAZON18),
     "kuairand_pure": ("CC BY-SA 4.0", "Gao et al., KuaiRand, CIKM 2022"),
-    "microlens_50k": ("academic research only", "Ni et al., A Content-Driven Micro-Video Dataset, 2023"),
+    "microlens_50k": ("academic research only", _MICROLENS),
     "movielens_100k": ("research use, no redistribution without GroupLens' permission", _MOVIELENS),
     "movielens_latest_small": ("research use, no commercial use", _MOVIELENS),
-    "trivago_sessions": ("challenge data, research only", "Knees et al., RecSys Challenge 2019"),
+    "trivago_sessions": ("challenge data, research only", _TRIVAGO),
 }
 
 
