@@ -16,7 +16,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        if x.device.type == "cpu" and x.requires_grad:
+        if x.device.type == "cpu":
             normed: Tensor = _RmsNorm.apply(x, self.weight, self.eps)
             return normed
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)

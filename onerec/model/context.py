@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from kernels.rms_norm import RMSNorm
 from onerec.model.configuration import PAD_TOKEN, OneRecConfig
 from onerec.model.dropout import Dropout
-from onerec.model.layers import ContextBlock, to_autocast_dtype, visible_up_to
+from onerec.model.layers import ContextBlock, residual_dtype, visible_up_to
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ class ContextEncoder(nn.Module):
             items_BSD = items_BSD * keep_BS[..., None]
         items_BSD = items_BSD + self.positions.weight[: items_BS.size(1)]
         x_BSD = torch.cat([self.start.weight.expand(items_BS.size(0), 1, -1), items_BSD], dim=1)
-        x = self.dropout(to_autocast_dtype(x_BSD))
+        x = self.dropout(x_BSD.to(residual_dtype(self.blocks)))
         visible = None if self.causal else visible_up_to(lengths_B + 1, x.size(1))
         for block in self.blocks:
             x = block(x, visible, self.causal)
-        return self.norm(x)
+        return self.norm(x.to(self.norm.weight.dtype))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> BaseModelOutput:
         """The form transformers' generate calls: item index + 1, 0 for padding on the right."""

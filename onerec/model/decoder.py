@@ -8,13 +8,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from kernels.attention import attend
 from kernels.rms_norm import RMSNorm
 from onerec.model.configuration import OneRecConfig
 from onerec.model.context import Context
 from onerec.model.dropout import Dropout
-from onerec.model.layers import CrossAttention, FeedForward, SelfAttention, to_autocast_dtype
+from onerec.model.layers import CrossAttention, FeedForward, SelfAttention, residual_dtype
 
 
 class DecoderCache:
@@ -83,7 +83,7 @@ class DecoderBlock(nn.Module):
         read_lRI = cache.append(layer, projected[..., inner:])
         queries = projected[..., :inner].flatten(0, 1).unflatten(-1, (self.self_attention.num_heads, 1, -1))
         keys, values = read_lRI.unflatten(-1, (2, self.self_attention.num_heads, -1)).permute(2, 1, 3, 0, 4)
-        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        mixed = attend(queries, keys, values)
         return self.self_attention.output(mixed.flatten(1)).view_as(x_BWD)
 
 
@@ -112,10 +112,10 @@ class Decoder(nn.Module):
         num_positions = code_rows_BPT.size(-1) + 1
         bos = self.bos.weight.expand(*code_rows_BPT.shape[:2], 1, -1)
         x_BPLD = torch.cat([bos, self.codes(code_rows_BPT)], dim=2) + self.levels.weight[:num_positions]
-        x_BPLD = self.dropout(to_autocast_dtype(x_BPLD))
+        x_BPLD = self.dropout(x_BPLD.to(residual_dtype(self.blocks)))
         for block, block_keys, block_values in zip(self._layers(), keys, values, strict=True):
             x_BPLD = block(x_BPLD, block_keys, block_values, visible)
-        return self.norm(x_BPLD)
+        return self.norm(x_BPLD.to(self.norm.weight.dtype))
 
     def step(self, codes_BW: Tensor | None, level: int, context: Context, cache: DecoderCache) -> Tensor:
         """State (B, W, D) that predicts `level`, given the codes chosen at the level before it (None at level 0)."""
@@ -123,10 +123,10 @@ class Decoder(nn.Module):
             x_BWD = self.bos.weight.expand(context.num_requests, 1, -1)
         else:
             x_BWD = self.codes(codes_BW + self.first_rows[level - 1])
-        x_BWD = x_BWD + self.levels.weight[level]
+        x_BWD = (x_BWD + self.levels.weight[level]).to(residual_dtype(self.blocks))
         for layer, block in enumerate(self._layers()):
             x_BWD = block.step(x_BWD, layer, context, cache)
-        return self.norm(x_BWD)
+        return self.norm(x_BWD.to(self.norm.weight.dtype))
 
     def _layers(self) -> list[DecoderBlock]:
         return cast("list[DecoderBlock]", list(self.blocks))

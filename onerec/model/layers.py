@@ -70,7 +70,7 @@ class CrossAttention(nn.Module):
 
     def project_context(self, context_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the context, each (B, H, S, d)."""
-        keys, values = self.key_value(context_BSD).chunk(2, dim=-1)
+        keys, values = self.key_value(context_BSD.to(self.key_value.weight.dtype)).chunk(2, dim=-1)
         return split_heads(keys, self.num_heads), split_heads(values, self.num_heads)
 
     def forward(self, x_BQD: Tensor, keys_BHSd: Tensor, values_BHSd: Tensor, visible: Tensor | None) -> Tensor:
@@ -133,10 +133,11 @@ def initialise(module: nn.Module, depth: int) -> None:
         nn.init.normal_(module.output.weight, std=std)
 
 
-def to_autocast_dtype(x: Tensor) -> Tensor:
-    """Start the residual stream in the dtype of the matrix products, so that nothing between them is converted."""
-    device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+def residual_dtype(blocks: nn.ModuleList) -> torch.dtype:
+    """Type of the matrix products in the blocks: a residual stream of it is never converted between them."""
+    weight = next(blocks.parameters())
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def visible_up_to(lengths_B: Tensor, num_positions: int) -> Tensor:
