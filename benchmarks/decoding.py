@@ -8,9 +8,12 @@ depend on them. A request is timed from item indices to ranked items, encoding i
   `prefix_allowed_tokens_fn` (`ratio_vs_generate_constrained`) and without any constraint (`ratio_vs_generate`).
 - OneRec reads 20 items and decodes by `beam_search`, constrained.
 
+Both do so in float32 and, where the hardware multiplies bfloat16, in that: OneRec as `decoding.precision` has it, T5
+under autocast, each against the other in the same precision.
+
 The programs take turns on the same batches; each figure is its best turn after one that is not timed. The ratios of
 `cpu_ratio_…` compare processor seconds instead of the clock's, which others who use the machine disturb less.
-`flops_utilisation` is OneRec's model FLOPs over the best rate of a 1024 x 1024 float32 product; `search_share` is the
+`flops_utilisation` is OneRec's model FLOPs over the best rate of a 1024 x 1024 product; `search_share` is the
 part of OneRec's time outside the model: trie, candidates and top-k. `invalid_rate` is the share of returned places that
 hold no item of the catalogue, or one that is there already.
 """
@@ -36,6 +39,7 @@ from onerec.decoding.trie import Trie
 from onerec.model.configuration import OneRecConfig
 from onerec.model.flops import decoding_flops
 from onerec.model.onerec import OneRec
+from onerec.model.precision import Precision, choose_precision
 from onerec.training.pretraining import build_model
 from onerec.training.throughput import measure_matmul_gflops
 from tokenizer.table import SemanticIdTable
@@ -76,9 +80,9 @@ class ClockedModel:
 class Onerec:
     """Our side of the comparison."""
 
-    def __init__(self, table: SemanticIdTable) -> None:
+    def __init__(self, table: SemanticIdTable, precision: Precision) -> None:
         torch.manual_seed(0)
-        self.model = build_model(ONEREC_SHAPE.model_copy(update={"activation": "relu"}), table).eval()
+        self.model = build_model(ONEREC_SHAPE, table).eval().for_decoding(precision)
         self.trie = Trie.from_table(table.codes_NL, table.codes_per_level)
 
     @torch.inference_mode()
@@ -111,8 +115,9 @@ class Onerec:
 class Generate:
     """The rival: transformers' T5 and `generate`."""
 
-    def __init__(self, table: SemanticIdTable) -> None:
+    def __init__(self, table: SemanticIdTable, precision: Precision) -> None:
         torch.manual_seed(0)
+        self._autocast = precision == "bfloat16"
         self.codes = FlatCodes(table)
         self.model = build_t5(self.codes, TIGER_SHAPE).eval()
         self.trie = ItemTrie(self.codes.tokens_NL, table.bucket_rank_N)
@@ -120,16 +125,17 @@ class Generate:
     @torch.inference_mode()
     def decode(self, histories_BS: np.ndarray, num_beams: int, constrained: bool) -> None:
         constraint = self.trie.constraint([set()] * len(histories_BS)) if constrained else None
-        self.model.generate(
-            **self.codes.encode(list(histories_BS), NUM_HISTORY_ITEMS),
-            num_beams=num_beams,
-            num_return_sequences=num_beams,
-            min_new_tokens=self.codes.num_levels,
-            max_new_tokens=self.codes.num_levels,
-            length_penalty=0.0,
-            do_sample=False,
-            prefix_allowed_tokens_fn=constraint,
-        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
+            self.model.generate(
+                **self.codes.encode(list(histories_BS), NUM_HISTORY_ITEMS),
+                num_beams=num_beams,
+                num_return_sequences=num_beams,
+                min_new_tokens=self.codes.num_levels,
+                max_new_tokens=self.codes.num_levels,
+                length_penalty=0.0,
+                do_sample=False,
+                prefix_allowed_tokens_fn=constraint,
+            )
 
 
 def measure_width(onerec: Onerec, generate: Generate, num_beams: int, sizes: Sizes) -> dict[str, float]:
@@ -180,15 +186,22 @@ def invalid_rate(items_BW: Tensor, num_items: int) -> float:
 
 
 def measure(sizes: Sizes) -> dict[str, Any]:
-    """All widths; the machine's rate is the best of what was seen before and after."""
+    """All widths in every precision that the hardware multiplies."""
     torch.set_flush_denormal(True)
     table = make_table()
-    onerec, generate = Onerec(table), Generate(table)
-    peaks_gflops = [measure_matmul_gflops()]
+    precisions: set[Precision] = {"float32", choose_precision("auto")}
+    return {precision: measure_precision(table, sizes, precision) for precision in sorted(precisions)}
+
+
+def measure_precision(table: SemanticIdTable, sizes: Sizes, precision: Precision) -> dict[str, Any]:
+    """All widths; the machine's rate is the best of what was seen before and after."""
+    onerec, generate = Onerec(table, precision), Generate(table, precision)
+    dtype = getattr(torch, precision)
+    peaks_gflops = [measure_matmul_gflops(dtype=dtype)]
     rows = {}
-    for width in tqdm(WIDTHS, desc="decode", unit="width"):
+    for width in tqdm(WIDTHS, desc=f"decode in {precision}", unit="width"):
         rows[str(width)] = measure_width(onerec, generate, width, sizes)
-        peaks_gflops.append(measure_matmul_gflops())
+        peaks_gflops.append(measure_matmul_gflops(dtype=dtype))
     figures: dict[str, Any] = {"matmul_peak_gflops": round(max(peaks_gflops), 1)}
     for row in rows.values():
         row["flops_utilisation"] = row.pop("achieved_gflops") / max(peaks_gflops)

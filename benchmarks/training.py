@@ -30,8 +30,8 @@ from benchmarks.figures import publish
 from kernels.memory import keep_freed_memory
 from onerec.baselines.tiger import PrefixSamples, TigerSettings, build_t5
 from onerec.data.histories import Histories
+from onerec.model.precision import Precision, choose_precision
 from onerec.model.settings import ModelSettings
-from onerec.training.precision import Precision, choose_precision
 from onerec.training.pretraining import build_model, training_windows
 from onerec.training.settings import TrainingSettings
 from onerec.training.throughput import measure_matmul_gflops

@@ -74,7 +74,7 @@ class Bundle:
     def recommender(self, num_beams: int | None = None) -> OneRecRecommender:
         """The same recommender that was evaluated, with the run's number of beams unless told otherwise."""
         beams = num_beams or int(self.manifest.details["num_beams"])
-        return OneRecRecommender(self.model, build_trie(self.table), beams)
+        return OneRecRecommender(self.model, build_trie(self.table), beams, self.manifest.details["precision"])
 
 
 def build_trie(table: SemanticIdTable) -> Trie:
@@ -121,6 +121,7 @@ def write_bundle(
         details = {
             "run": config.name,
             "num_beams": config.decoding.num_beams,
+            "precision": config.decoding.precision,
             "text_columns": list(data.schema.text_columns),
         }
         write_manifest(temporary, KIND, {**inputs, "table": table.content_hash}, hash_settings(config), details)

@@ -8,6 +8,7 @@ from onerec.baselines.tiger import TigerSettings
 from onerec.data.settings import DataSettings
 from onerec.evaluation.metrics import metric_names
 from onerec.evaluation.settings import EvaluationSettings
+from onerec.model.precision import Precision
 from onerec.model.settings import ModelSettings
 from onerec.training.settings import TrainingSettings
 from tokenizer.config import TokenizerSettings
@@ -18,6 +19,10 @@ class DecodingSettings(Settings):
     """Beam search as the evaluator and the server run it."""
 
     num_beams: PositiveInt = Field(50, description="beams of a request (GRID, MiniOneRec: 50)")
+    precision: Precision = Field(
+        "float32",
+        description="of matrix products; bfloat16 is faster where the hardware multiplies it, scores are coarser",
+    )
 
 
 class BaselineSettings(Settings):

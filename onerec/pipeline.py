@@ -264,7 +264,7 @@ class Pipeline:
 
     def _recommender(self, model: OneRec) -> OneRecRecommender:
         num_beams = max(self.config.decoding.num_beams, self.config.evaluation.list_length)
-        return OneRecRecommender(model, build_trie(self.table), num_beams)
+        return OneRecRecommender(model, build_trie(self.table), num_beams, self.config.decoding.precision)
 
     def _pretraining_minutes(self) -> float:
         return float(read_manifest(self.folder / "pretrain", PRETRAIN_KIND).details["minutes"])

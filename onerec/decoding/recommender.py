@@ -13,17 +13,18 @@ from onerec.decoding.trie import Trie
 from onerec.evaluation.recommender import Ranking
 from onerec.model.context import Context
 from onerec.model.onerec import OneRec
+from onerec.model.precision import Precision
 
 _MAX_REQUESTS = 32  # decoded at a time; more costs memory without being faster on a CPU
 
 
 class OneRecRecommender:
-    """Encodes the newest items of each history and searches with `num_beams` beams."""
+    """Encodes the newest items of each history and searches with `num_beams` beams, multiplying in `precision`."""
 
     name = "onerec"
 
-    def __init__(self, model: OneRec, trie: Trie, num_beams: int) -> None:
-        self.model = model.eval()
+    def __init__(self, model: OneRec, trie: Trie, num_beams: int, precision: Precision = "float32") -> None:
+        self.model = model.for_decoding(precision).eval()
         self.trie = trie.to(model.device)
         self.num_beams = num_beams
 

@@ -10,6 +10,7 @@ Shapes: B batch, S context positions (the start and the history items; in argume
 M targets in all, T decoder tokens, L levels, K codes of a level, V flat vocabulary, W beams, D width.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from onerec.model.decoder import Decoder, DecoderCache
 from onerec.model.distillation import CodeTeacher
 from onerec.model.heads import CodeHeads, ItemHead
 from onerec.model.layers import initialise, visible_up_to
+from onerec.model.precision import Precision
 
 
 @dataclass
@@ -80,6 +82,15 @@ class OneRec(PreTrainedModel, GenerationMixin):
         self._teacher = None
 
     # ---- decoding ------------------------------------------------------------------------------------------------
+
+    def for_decoding(self, precision: Precision) -> "OneRec":
+        """This model, or a copy of it whose blocks multiply in bfloat16; last norms and heads stay in float32."""
+        if precision == "float32":
+            return self
+        model = copy.deepcopy(self)
+        model.encoder.blocks.to(torch.bfloat16)
+        model.decoder.blocks.to(torch.bfloat16)
+        return model
 
     def encode(self, items_BS: Tensor, lengths_B: Tensor) -> Context:
         """Encode right-padded histories of item indices; what stands in the padding does not matter."""

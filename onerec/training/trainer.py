@@ -26,8 +26,8 @@ from transformers.integrations import TensorBoardCallback
 from onerec.data.batches import TrainingWindows, bucketed_batches
 from onerec.model.flops import training_flops
 from onerec.model.onerec import OneRec, OneRecOutput
+from onerec.model.precision import choose_precision
 from onerec.training.checkpoints import STAGING, publish_checkpoint
-from onerec.training.precision import choose_precision
 from onerec.training.processes import LONGEST_WAIT
 from onerec.training.settings import TrainingSettings
 from onerec.training.throughput import measure_matmul_gflops

@@ -101,6 +101,18 @@ def test_causal_context_ignores_the_future() -> None:
     assert not torch.allclose(first[:, 3], second[:, 3])
 
 
+@pytest.mark.parametrize("context", ["causal", "bidirectional"])
+def test_bfloat16_blocks_give_nearly_the_same_float32_scores(context: str) -> None:
+    model = build_model(context=context)
+    coarse = model.for_decoding("bfloat16")
+    fine_L = log_probabilities_by_steps(model, [3, 17, 30, 3], 22)
+    coarse_L = log_probabilities_by_steps(coarse, [3, 17, 30, 3], 22)
+    assert coarse_L.dtype == torch.float32
+    assert 0 < (fine_L - coarse_L).abs().max() < 0.05
+    assert model.for_decoding("float32") is model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_beams_follow_their_parents() -> None:
     model = build_model()
     context, cache = model.encode(torch.tensor([[3, 9]]), torch.tensor([2])), model.new_cache()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from onerec.training.precision import choose_precision
+from onerec.model.precision import choose_precision
 
 
 @pytest.mark.parametrize(("amx", "expected"), [(True, "bfloat16"), (False, "float32")])

@@ -1,4 +1,4 @@
-"""Which number format the matrix products of a training use."""
+"""Which number format the matrix products of a model use."""
 
 from typing import Literal
 
