@@ -8,6 +8,7 @@ PAD_TOKEN, BOS_TOKEN = 0, 1
 NUM_SPECIAL_TOKENS = 2
 
 ContextKind = Literal["causal", "bidirectional"]
+Positions = Literal["from_start", "from_end"]
 Activation = Literal["relu", "gelu", "swiglu"]
 
 
@@ -23,6 +24,8 @@ class OneRecConfig(PreTrainedConfig):
             "bidirectional" (the report's encoder; one target a row).
         activation: of the feed-forward; "swiglu" gates with a third matrix.
         max_history_items: newest items of a history that are read.
+        positions: which item has position 0: the oldest that is read, or the newest. Counted from the end, a causal
+            context's last state, the one that recommends, learns from the newest targets what is bought now.
         item_embedding: add an own vector for each item index to the sum of its code vectors in the context.
         item_head_weight: weight in the loss of an auxiliary full softmax over item vectors on the context's states;
             0 builds no such head.
@@ -48,6 +51,7 @@ class OneRecConfig(PreTrainedConfig):
         context: ContextKind = "causal",
         activation: Activation = "gelu",
         max_history_items: int = 50,
+        positions: Positions = "from_start",
         item_embedding: bool = True,
         item_head_weight: float = 0.0,
         item_distillation: float = 0.0,
@@ -68,6 +72,7 @@ class OneRecConfig(PreTrainedConfig):
         self.context = context
         self.activation = activation
         self.max_history_items = max_history_items
+        self.positions = positions
         self.item_embedding = item_embedding
         self.item_head_weight = item_head_weight
         self.item_distillation = item_distillation

@@ -61,6 +61,7 @@ class ContextEncoder(nn.Module):
     def __init__(self, config: OneRecConfig) -> None:
         super().__init__()
         self.causal = config.context == "causal"
+        self.from_end = config.positions == "from_end"
         self.item_dropout = config.item_dropout
         self.register_buffer("code_rows_NL", torch.zeros(config.num_items, config.num_levels, dtype=torch.long))
         self.embedding = ItemEmbedding(config)
@@ -81,7 +82,10 @@ class ContextEncoder(nn.Module):
         if self.training and self.item_dropout:
             keep_BS = torch.rand(items_BS.shape, device=items_BS.device) >= self.item_dropout
             items_BSD = items_BSD * keep_BS[..., None]
-        items_BSD = items_BSD + self.positions.weight[: items_BS.size(1)]
+        positions = torch.arange(items_BS.size(1), device=items_BS.device)
+        if self.from_end:
+            positions = (lengths_B[:, None] - 1 - positions).clamp(min=0)
+        items_BSD = items_BSD + self.positions(positions)
         x_BSD = torch.cat([self.start.weight.expand(items_BS.size(0), 1, -1), items_BSD], dim=1)
         x = self.dropout(x_BSD.to(residual_dtype(self.blocks)))
         visible = None if self.causal else visible_up_to(lengths_B + 1, x.size(1))

@@ -2,7 +2,7 @@
 
 from pydantic import Field, PositiveInt, model_validator
 
-from onerec.model.configuration import Activation, ContextKind, OneRecConfig
+from onerec.model.configuration import Activation, ContextKind, OneRecConfig, Positions
 from tokenizer.settings import Settings
 
 
@@ -18,6 +18,7 @@ class ModelSettings(Settings):
     context: ContextKind = Field("causal", description="causal: every position a target; bidirectional: the report's")
     activation: Activation = Field("gelu", description="of the feed-forward")
     max_history_items: PositiveInt = Field(50, description="newest items of a history that are read")
+    positions: Positions = Field("from_start", description="which item has position 0, the oldest read or the newest")
     item_embedding: bool = Field(True, description="an own vector for each item beside its codes, in the context")
     item_head_weight: float = Field(1.0, ge=0, description="loss weight of the auxiliary softmax over items; 0: none")
     item_distillation: float = Field(

@@ -69,9 +69,10 @@ def test_every_position_equals_its_one_target_form() -> None:
     torch.testing.assert_close(many.item_loss, torch.stack([output.item_loss for output in single]).mean())
 
 
+@pytest.mark.parametrize("positions", ["from_start", "from_end"])
 @pytest.mark.parametrize("context", ["causal", "bidirectional"])
-def test_padding_and_company_change_nothing(context: str) -> None:
-    model = build_model(context=context)
+def test_padding_and_company_change_nothing(context: str, positions: str) -> None:
+    model = build_model(context=context, positions=positions)
     alone = model.decode_step(None, 0, model.encode(torch.tensor([[3, 9]]), torch.tensor([2])), model.new_cache())
     rows = torch.tensor([[3, 9, 39, 39], [1, 2, 3, 4]])
     together = model.decode_step(None, 0, model.encode(rows, torch.tensor([2, 4])), model.new_cache())
@@ -86,6 +87,20 @@ def test_leading_positions_without_targets_may_be_left_out() -> None:
     assert whole.num_targets == cut.num_targets == 4
     torch.testing.assert_close(cut.level_losses_L, whole.level_losses_L)
     torch.testing.assert_close(cut.item_loss, whole.item_loss)
+
+
+def test_positions_from_the_end_number_the_newest_item_zero() -> None:
+    model = build_model(positions="from_end")
+    long, short = torch.tensor([[3, 17, 30]]), torch.tensor([[3, 17, 30, 0, 0]])
+    with torch.no_grad():
+        model.encoder.positions.weight[3:] = float("nan")  # three items need the positions 0 to 2 alone
+    states = [model.encode(items, torch.tensor([3])).states_BSD[0, :4] for items in (long, short)]
+    torch.testing.assert_close(states[0], states[1])
+    with torch.no_grad():
+        model.encoder.positions.weight[0] += 1  # of the newest item
+    moved = model.encode(long, torch.tensor([3])).states_BSD[0]
+    torch.testing.assert_close(moved[:3], states[0][:3])
+    assert not torch.allclose(moved[3], states[0][3])
 
 
 def test_user_without_history_has_finite_probabilities() -> None:
