@@ -125,9 +125,9 @@ class QuantizerSettings(Settings):
     codes_per_level: list[int] = Field(default=[256, 256, 256], min_length=1, description="K of every level")
     iterations: int = Field(default=25, ge=1, description="Lloyd iterations a level (k-means kinds)")
     evening_fills: int = Field(
-        default=0,
+        default=2,
         ge=0,
-        description="rq_kmeans: balanced fills after the first iterations; 2 spread items evenly over the codes",
+        description="rq_kmeans: balanced fills after the first iterations, which spread items evenly over the codes",
     )
     train_rows_per_code: int = Field(
         default=256, ge=1, description="k-means trains on at most this many rows a code, drawn by the seed"

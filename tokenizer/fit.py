@@ -152,6 +152,6 @@ def _refuse_collapse(report: Report, settings: TokenizerSettings, folder: Path) 
         write_report(report, temporary)
     raise DataError(
         f"tokenizer: the codes fail their thresholds: {'; '.join(broken)}. See {failed / 'report.html'}; change "
-        "tokenizer.quantizer (fewer codes_per_level for a small catalogue, evening_fills: 2), the vectors, or the "
+        "tokenizer.quantizer (fewer codes_per_level for a small catalogue, more evening_fills), the vectors, or the "
         "thresholds in tokenizer.report."
     )

@@ -3,10 +3,10 @@
 Departures and additions:
 1. The k-means is faiss's: centroids start at rows drawn by the seed, and at every iteration a cluster that lost all
    its rows is re-seeded beside a large one.
-2. By option (`evening_fills`) the clusters are evened out after a few iterations by balanced fills of a sample, then
-   the iterations go on freely. In wide spaces the cluster near the mean otherwise swallows a tenth of the rows at the
-   lower levels: evening it out lowers the error and the collisions, but the codes become harder to predict, so the
-   default leaves it out.
+2. After a few iterations the clusters are evened out by `evening_fills` balanced fills of a sample, then the iterations
+   go on freely. In wide spaces the cluster near the mean otherwise swallows a tenth of the rows at the lower levels,
+   and nearly all of a small catalogue: evening it out lowers the error and the collisions. On a large catalogue the
+   plain codes (0 fills) are easier to predict.
 3. A level trains on at most `train_rows_per_code` rows a code, drawn by the seed, so that memory stays bounded; the
    codes of all rows are then assigned in a stream.
 4. Fewer distinct rows than codes: every distinct row is a centroid and the codebook is filled up with repeats, to
