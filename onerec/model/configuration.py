@@ -24,8 +24,7 @@ class OneRecConfig(PreTrainedConfig):
             "bidirectional" (the report's encoder; one target a row).
         activation: of the feed-forward; "swiglu" gates with a third matrix.
         max_history_items: newest items of a history that are read.
-        positions: which item has position 0: the oldest that is read, or the newest. Counted from the end, a causal
-            context's last state, the one that recommends, learns from the newest targets what is bought now.
+        positions: which item has position 0: the oldest that is read, or the newest.
         item_embedding: add an own vector for each item index to the sum of its code vectors in the context.
         item_head_weight: weight in the loss of an auxiliary full softmax over item vectors on the context's states;
             0 builds no such head.
