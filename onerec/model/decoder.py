@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from kernels.attention import attend
+from kernels.prefix_attention import attend_to_prefix
 from kernels.rms_norm import RMSNorm
 from onerec.model.configuration import OneRecConfig
 from onerec.model.context import Context
@@ -18,30 +18,37 @@ from onerec.model.layers import CrossAttention, FeedForward, SelfAttention, resi
 
 
 class DecoderCache:
-    """Self-attention keys and values of the beams' own codes, for decoding: no gradient flows through it.
+    """Self-attention keys and values of the beams' own tokens, for decoding: no gradient flows through it.
 
-    Every level's keys and values stay where they were written; when beams follow parents, only the row numbers of
-    their ancestors move. R = B * W rows at a level, I = 2 * H * d numbers a row.
+    BOS is the same for all beams of a request and held once. The codes' keys and values stay where they were written;
+    when beams follow parents, only the row numbers of their ancestors move. J = 2 * H * d numbers a token.
     """
 
     def __init__(self, num_layers: int) -> None:
-        self._levels: list[list[Tensor]] = [[] for _ in range(num_layers)]  # a layer, a level: (R of that level, I)
-        self._ancestors: list[Tensor] = []  # a level: (R,) its row that each beam of now descends from
+        self.bos_BJ: list[Tensor] = []  # a layer
+        self._codes: list[list[Tensor]] = [[] for _ in range(num_layers)]  # a layer, a code: (B * W of its level, J)
+        self._ancestors: list[Tensor] = []  # a code: (B * W,) its row that each beam of now descends from
 
-    def append(self, layer: int, keys_values_BWI: Tensor) -> Tensor:
-        """Add one level to a layer and return what each beam has read so far (l, R, I), its own level last."""
-        newest_RI = keys_values_BWI.detach().flatten(0, 1)
+    def append(self, layer: int, keys_values_BWJ: Tensor) -> list[Tensor]:
+        """Add one level to a layer and return the codes that each beam has read so far, each (B, W, J)."""
+        keys_values_BWJ = keys_values_BWJ.detach()
+        if layer == len(self.bos_BJ):
+            self.bos_BJ.append(keys_values_BWJ[:, 0])
+            return []
         if layer == 0:
-            self._ancestors.append(torch.arange(len(newest_RI), device=newest_RI.device))
-        read_lRI = newest_RI.new_empty(len(self._ancestors), *newest_RI.shape)
-        for place_RI, level_RI, rows_R in zip(read_lRI[:-1], self._levels[layer], self._ancestors[:-1], strict=True):
-            torch.index_select(level_RI, 0, rows_R, out=place_RI)
-        read_lRI[-1] = newest_RI
-        self._levels[layer].append(newest_RI)
-        return read_lRI
+            self._ancestors.append(torch.arange(keys_values_BWJ[..., 0].numel(), device=keys_values_BWJ.device))
+        # index_select: four times as fast on a CPU as an index in brackets.
+        older = [
+            torch.index_select(code_RJ, 0, rows_R).view_as(keys_values_BWJ)
+            for code_RJ, rows_R in zip(self._codes[layer], self._ancestors[:-1], strict=True)
+        ]
+        self._codes[layer].append(keys_values_BWJ.flatten(0, 1))
+        return [*older, keys_values_BWJ]
 
     def reorder(self, parents_BW: Tensor) -> None:
         """Let beam w continue what beam `parents_BW[b, w]` of the same request has read."""
+        if not self._ancestors:
+            return
         num_requests = parents_BW.size(0)
         old_width = len(self._ancestors[-1]) // num_requests
         first_rows_B = torch.arange(num_requests, device=parents_BW.device) * old_width
@@ -80,11 +87,9 @@ class DecoderBlock(nn.Module):
     def _attend_own_codes(self, x_BWD: Tensor, layer: int, cache: DecoderCache) -> Tensor:
         projected = self.self_attention.query_key_value(x_BWD)
         inner = projected.size(-1) // 3
-        read_lRI = cache.append(layer, projected[..., inner:])
-        queries = projected[..., :inner].flatten(0, 1).unflatten(-1, (self.self_attention.num_heads, 1, -1))
-        keys, values = read_lRI.unflatten(-1, (2, self.self_attention.num_heads, -1)).permute(2, 1, 3, 0, 4)
-        mixed = attend(queries, keys, values)
-        return self.self_attention.output(mixed.flatten(1)).view_as(x_BWD)
+        codes = cache.append(layer, projected[..., inner:])
+        mixed = attend_to_prefix(projected[..., :inner], cache.bos_BJ[layer], codes, self.self_attention.num_heads)
+        return self.self_attention.output(mixed)
 
 
 class Decoder(nn.Module):

@@ -32,7 +32,7 @@ def make_model(codes_NL: np.ndarray, sizes: tuple[int, ...] = SIZES, seed: int =
     model.set_codes(codes_NL, "hash")
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(2.0)  # far from uniform, so that beams differ
+            parameter.mul_(1.5)  # far from uniform, so that beams differ
     return model
 
 
