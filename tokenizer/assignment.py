@@ -15,7 +15,7 @@ from tokenizer.artifacts import read_manifest
 from tokenizer.collisions import Resolution, place_items
 from tokenizer.config import TokenizerSettings
 from tokenizer.errors import ArtifactError, ConfigError, DataError
-from tokenizer.fit import KIND, FittedTokenizer, count_unknown, item_sources, read_item_ids
+from tokenizer.fit import KIND, FittedTokenizer, count_unknown, item_sources, load_pieces, read_item_ids
 from tokenizer.fusion import Fusion, Source
 from tokenizer.quantizers import ResidualQuantizer
 from tokenizer.report import Report, describe
@@ -73,14 +73,16 @@ def load_tokenizer(folder: Path) -> FittedTokenizer:
         vectors_ND = np.load(folder / "vectors.npy", mmap_mode="r")
     except (OSError, ValueError, KeyError, ValidationError, ConfigError) as error:
         raise ArtifactError(f"{folder}: not a readable tokenizer ({error}). Fit it again.") from error
+    table = SemanticIdTable.load(folder)
     return FittedTokenizer(
-        table=SemanticIdTable.load(folder),
+        table=table,
         quantizer=ResidualQuantizer.load(folder / "codebooks.safetensors"),
         fusion=Fusion.load(folder / "fusion.safetensors"),
         vectors_ND=vectors_ND,
         settings=settings,
         text_columns=recipe["text_columns"],
         report=report,
+        pieces=load_pieces(folder, table),
     )
 
 

@@ -158,6 +158,17 @@ class CollisionSettings(Settings):
     )
 
 
+class PieceSettings(Settings):
+    """SentencePiece over semantic IDs, an embedding vocabulary for the context; the default is none."""
+
+    vocabulary_size: int = Field(
+        default=0, ge=0, description="pieces at most, more than the codes of all levels together; 0 = no pieces"
+    )
+    model: Literal["unigram", "bpe"] = Field(
+        default="unigram", description="how pieces are chosen: by likelihood (the paper's), or by merging the frequent"
+    )
+
+
 class ReportSettings(Settings):
     """Thresholds that make `fit` fail. Shares are of what is possible: of min(K, num_items) codes a level."""
 
@@ -188,6 +199,7 @@ class TokenizerSettings(Settings):
     fusion: FusionSettings = FusionSettings()
     quantizer: QuantizerSettings = QuantizerSettings()
     collisions: CollisionSettings = CollisionSettings()
+    pieces: PieceSettings = PieceSettings()
     report: ReportSettings = ReportSettings()
 
     @model_validator(mode="after")

@@ -10,16 +10,18 @@ import polars as pl
 from tokenizer.artifacts import atomic_folder, write_json, write_manifest
 from tokenizer.collaborative import collaborative_vectors
 from tokenizer.collisions import resolve_collisions
-from tokenizer.config import TokenizerSettings
+from tokenizer.config import PieceSettings, TokenizerSettings
 from tokenizer.encoders import given_vectors, text_vectors
 from tokenizer.errors import DataError
 from tokenizer.fusion import Fusion, Source
+from tokenizer.pieces import SemanticIdPieces
 from tokenizer.quantizers import ResidualQuantizer, fit_quantizer
 from tokenizer.report import Report, describe, failures, write_report
 from tokenizer.sequences import Sequences
 from tokenizer.table import SemanticIdTable
 
 KIND = "tokenizer"
+PIECES_NAME = "pieces.model"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class FittedTokenizer:
     settings: TokenizerSettings
     text_columns: list[str]
     report: Report
+    pieces: SemanticIdPieces | None = None
 
     def save(self, folder: Path, inputs: dict[str, str], config_hash: str) -> None:
         """Write the artefact under its manifest, all or nothing."""
@@ -41,6 +44,8 @@ class FittedTokenizer:
             self.quantizer.save(temporary / "codebooks.safetensors")
             self.fusion.save(temporary / "fusion.safetensors")
             np.save(temporary / "vectors.npy", self.vectors_ND)
+            if self.pieces is not None:
+                self.pieces.save(temporary / PIECES_NAME)
             recipe = {"settings": self.settings.model_dump(mode="json"), "text_columns": self.text_columns}
             write_json(temporary / "recipe.json", recipe)
             write_report(self.report, temporary)
@@ -86,9 +91,29 @@ def fit_tokenizer(
     )
     table = SemanticIdTable(resolution.codes_NL, resolution.codes_per_level, item_ids, resolution.bucket_rank_N)
     report = report.after_resolution(resolution)
-    tokenizer = FittedTokenizer(table, quantizer, fusion, vectors_ND, settings, list(text_columns), report)
+    pieces = fit_pieces(table, popularity_N, settings.pieces)
+    tokenizer = FittedTokenizer(table, quantizer, fusion, vectors_ND, settings, list(text_columns), report, pieces)
     tokenizer.save(folder, inputs, config_hash)
     return table
+
+
+def fit_pieces(table: SemanticIdTable, popularity_N: np.ndarray, settings: PieceSettings) -> SemanticIdPieces | None:
+    """Pieces of the table's IDs, None where the settings ask for none."""
+    if not settings.vocabulary_size:
+        return None
+    return SemanticIdPieces.fit(
+        table.codes_NL, table.codes_per_level, popularity_N, settings.vocabulary_size, settings.model
+    )
+
+
+def load_pieces(folder: Path, table: SemanticIdTable) -> SemanticIdPieces | None:
+    """The pieces in a tokenizer's folder, None where it was fitted without.
+
+    Raises:
+        ArtifactError: the file is damaged or of another tokenizer.
+    """
+    path = folder / PIECES_NAME
+    return SemanticIdPieces.load(path, table.codes_per_level) if path.exists() else None
 
 
 def read_item_ids(items: pl.DataFrame) -> list[str]:

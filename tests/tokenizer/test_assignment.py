@@ -10,7 +10,7 @@ from tokenizer.artifacts import read_manifest
 from tokenizer.assignment import assign_items
 from tokenizer.config import TokenizerSettings
 from tokenizer.errors import ArtifactError, DataError
-from tokenizer.fit import fit_tokenizer
+from tokenizer.fit import PIECES_NAME, fit_tokenizer, load_pieces
 from tokenizer.sequences import Sequences
 
 Make = Callable[..., TokenizerSettings]
@@ -53,6 +53,17 @@ def test_assigning_twice_goes_on_from_the_first(
     np.testing.assert_array_equal(second.codes_NL[:130], first.codes_NL)
     twins = np.flatnonzero((second.codes_NL[:, :2] == second.codes_NL[130, :2]).all(axis=1))
     assert second.codes_NL[130, 2] == len(twins) - 1  # the next free suffix
+
+
+def test_new_items_are_cut_into_the_old_pieces(
+    items: pl.DataFrame, newcomers: pl.DataFrame, sequences: Sequences, make_settings: Make, tmp_path: Path
+) -> None:
+    fit_tokenizer(items, sequences, make_settings(pieces={"vocabulary_size": 60}), tmp_path / "old", {}, "cfg")
+    table = assign_items(tmp_path / "old", newcomers, tmp_path / "new")
+    assert (tmp_path / "new" / PIECES_NAME).read_bytes() == (tmp_path / "old" / PIECES_NAME).read_bytes()
+    pieces = load_pieces(tmp_path / "new", table)
+    assert pieces is not None
+    assert len(pieces.encode(table.codes_NL).offsets) == 131
 
 
 def test_nothing_new_no_vectors_no_room(

@@ -10,7 +10,8 @@ import pytest
 from tokenizer.artifacts import read_manifest
 from tokenizer.config import TokenizerSettings
 from tokenizer.errors import DataError
-from tokenizer.fit import fit_tokenizer
+from tokenizer.fit import PIECES_NAME, fit_tokenizer, load_pieces
+from tokenizer.pieces import SemanticIdPieces
 from tokenizer.sequences import Sequences
 from tokenizer.table import SemanticIdTable
 
@@ -52,6 +53,20 @@ def test_same_input_same_artefact(
         _fit(items, sequences, make_settings(), tmp_path / name)
         hashes.append(read_manifest(tmp_path / name, "tokenizer").files)
     assert hashes[0] == hashes[1]
+
+
+def test_pieces_are_part_of_the_artefact_where_asked_for(
+    items: pl.DataFrame, sequences: Sequences, make_settings: Make, tmp_path: Path
+) -> None:
+    without = _fit(items, sequences, make_settings(), tmp_path / "without")
+    assert load_pieces(tmp_path / "without", without) is None
+    table = _fit(items, sequences, make_settings(pieces={"vocabulary_size": 60}), tmp_path / "tok")
+    assert PIECES_NAME in read_manifest(tmp_path / "tok", "tokenizer").files
+    stored = load_pieces(tmp_path / "tok", table)
+    assert stored is not None
+    events_N = sequences.item_counts(len(items))
+    fitted = SemanticIdPieces.fit(table.codes_NL, table.codes_per_level, events_N, 60)
+    np.testing.assert_array_equal(stored.encode(table.codes_NL).pieces_P, fitted.encode(table.codes_NL).pieces_P)
 
 
 def test_collapse_is_an_error_with_a_report(sequences: Sequences, make_settings: Make, tmp_path: Path) -> None:
