@@ -33,7 +33,7 @@ from tqdm import tqdm
 from benchmarks.figures import publish
 from benchmarks.training import NUM_ITEMS, ONEREC_SHAPE, TIGER_SHAPE, make_table
 from kernels.memory import keep_freed_memory
-from onerec.baselines.tiger import FlatCodes, ItemTrie, build_t5
+from onerec.baselines.tiger import FlatCodes, ItemTrie, build_t5, search_arguments
 from onerec.decoding.beam import beam_search
 from onerec.decoding.trie import Trie
 from onerec.model.configuration import OneRecConfig
@@ -128,12 +128,7 @@ class Generate:
         with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
             self.model.generate(
                 **self.codes.encode(list(histories_BS), NUM_HISTORY_ITEMS),
-                num_beams=num_beams,
-                num_return_sequences=num_beams,
-                min_new_tokens=self.codes.num_levels,
-                max_new_tokens=self.codes.num_levels,
-                length_penalty=0.0,
-                do_sample=False,
+                **search_arguments(num_beams, self.codes.num_levels),
                 prefix_allowed_tokens_fn=constraint,
             )
 

@@ -16,7 +16,7 @@ Shapes: B batch, T tokens of a history, L code levels, N items, K places of a li
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -172,12 +172,7 @@ class Tiger:
         num_beams = max(self.settings.num_beams, k)
         output = self.model.generate(
             **self.codes.encode(histories, self.settings.max_history_items),
-            num_beams=num_beams,
-            num_return_sequences=num_beams,
-            min_new_tokens=self.codes.num_levels,
-            max_new_tokens=self.codes.num_levels,
-            length_penalty=0.0,
-            do_sample=False,
+            **search_arguments(num_beams, self.codes.num_levels),
             prefix_allowed_tokens_fn=self.trie.constraint(excluded),
             return_dict_in_generate=True,
             output_scores=True,
@@ -246,3 +241,15 @@ def build_t5(codes: FlatCodes, settings: TigerSettings) -> T5ForConditionalGener
         decoder_start_token_id=PAD,  # type: ignore[call-arg]  # taken, though T5Config does not declare it
     )
     return T5ForConditionalGeneration(config)
+
+
+def search_arguments(num_beams: int, num_levels: int) -> dict[str, Any]:
+    """What `generate` is told to return every beam of runs that are `num_levels` tokens long, scored by their sum."""
+    return {
+        "num_beams": num_beams,
+        "num_return_sequences": num_beams,
+        "min_new_tokens": num_levels,
+        "max_new_tokens": num_levels,
+        "length_penalty": 0.0,
+        "do_sample": False,
+    }
