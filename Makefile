@@ -7,7 +7,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
-EXTRAS ?= dev,serve
+EXTRAS ?= dev,serve,deepspeed,rl
 SET ?= amazon14_beauty
 BUNDLE ?= runs/demo/bundle
 PYTEST_ARGS ?=

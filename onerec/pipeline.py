@@ -9,6 +9,7 @@ processes train; every other stage is the main process's alone.
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from pydantic import ValidationError
 from rich.console import Console
 
 from onerec.baselines.item_knn import ItemKnn
@@ -285,12 +287,15 @@ class Pipeline:
 
 
 def _require_same_config(stored: Path, config: RunConfig) -> None:
+    """Keys that the stored config lacks, since it was written before they came in, count as their defaults."""
     try:
         found = yaml.safe_load(stored.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         found = None
     if not isinstance(found, dict):
         raise ArtifactError(f"{stored}: damaged, expected the config of a run. Delete the folder or choose a new name.")
+    with suppress(ValidationError, ConfigError):
+        found = RunConfig.model_validate(found).model_dump(mode="json")
     expected = config.model_dump(mode="json")
     differences = [
         f"{key}: found {_shown(found_leaves.get(key))}, expected {_shown(expected_leaves.get(key))}"

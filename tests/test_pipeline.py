@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 import train
 from onerec.bundle import Bundle
@@ -149,6 +151,16 @@ def test_a_stage_without_those_before_it_says_so(run, capsys: pytest.CaptureFixt
     for stage in STAGES[1:]:
         assert run(stage=stage) == 1
         assert re.search(r"found no manifest.json, expected a finished '\w+' artefact", capsys.readouterr().err)
+
+
+def test_a_config_from_before_a_setting_came_in_is_the_same_with_its_default(run, runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "tiny", tmp_path / "tiny")
+    stored = tmp_path / "tiny" / "config.yaml"
+    config = yaml.safe_load(stored.read_text())
+    assert config["model"].pop("positions") == "from_start"
+    stored.write_text(yaml.safe_dump(config))
+    assert run(stage="data") == 0
+    assert run("model.positions=from_end", stage="data") == 1
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------

@@ -127,9 +127,18 @@ def _root(num_requests: int, exclusions: Exclusions | None, trie: Trie) -> _Beam
 
 
 def _advance(
-    beams: _Beams, log_probs_BWK: Tensor, trie: Trie, level: int, num_beams: int, exclusions: Exclusions | None
+    beams: _Beams,
+    log_probs_BWK: Tensor,
+    trie: Trie,
+    level: int,
+    num_beams: int,
+    exclusions: Exclusions | None,
+    floor_B: Tensor | None = None,
 ) -> tuple[_Beams, Tensor, Tensor]:
-    """Extend every beam by its allowed children and keep the best: the new beams, their codes and their parents."""
+    """Extend every beam by its allowed children and keep the best: the new beams, their codes and their parents.
+
+    Where there is a floor, what scores below it dies, and only as many beams are kept as then live in some request.
+    """
     candidates = trie.children(level, beams.nodes_BW, beams.alive_BW)
     allowed_BC = candidates.present_BC
     if exclusions is not None and (dead_BC := exclusions.contains(level, candidates.nodes_BC)) is not None:
@@ -139,6 +148,9 @@ def _advance(
     scores_BC = beams.scores_BW.gather(1, candidates.slots_BC) + steps_BC
     _check_numbers(scores_BC, level)
 
+    if floor_B is not None:
+        allowed_BC = allowed_BC & (scores_BC >= floor_B[:, None])
+        num_beams = min(num_beams, max(1, int(allowed_BC.sum(dim=1).max())))
     keys_BC = _unique_keys(scores_BC, candidates.nodes_BC).masked_fill_(~allowed_BC, _DEAD_KEY)
     keys_BV, chosen_BV = keys_BC.topk(min(num_beams, keys_BC.shape[1]), dim=1)
     alive_BV = keys_BV > _DEAD_KEY

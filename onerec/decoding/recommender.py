@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from onerec.decoding.beam import beam_search
+from onerec.decoding.exact import exact_search
 from onerec.decoding.trie import Trie
 from onerec.evaluation.recommender import Ranking
 from onerec.model.context import Context
@@ -27,6 +28,7 @@ class OneRecRecommender:
         self.model = model.for_decoding(precision).eval()
         self.trie = trie.to(model.device)
         self.num_beams = num_beams
+        self.precision = precision
 
     @property
     def num_parameters(self) -> int:
@@ -67,6 +69,19 @@ class OneRecRecommender:
         """
         result = beam_search(self.model, context, self.trie, num_beams or self.num_beams, k, excluded)
         return Ranking(result.items_BK.to("cpu", torch.int32).numpy(), result.scores_BK.cpu().numpy())
+
+    def search_exactly(
+        self, context: Context, k: int, excluded: Sequence[np.ndarray] | None = None, num_beams: int | None = None
+    ) -> tuple[Ranking, np.ndarray]:
+        """Return the provably best `k` items of each request, and how many prefixes were read for it (B,).
+
+        Raises:
+            ConfigError: too many prefixes could hold one of them; or as `search`.
+            DataError: as `search`.
+        """
+        result = exact_search(self.model, context, self.trie, num_beams or self.num_beams, k, excluded)
+        ranking = Ranking(result.items_BK.to("cpu", torch.int32).numpy(), result.scores_BK.cpu().numpy())
+        return ranking, result.num_expansions_B.cpu().numpy()
 
     def _like_lengths(self, histories: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """Request numbers in groups of similar history length, so that little is padded."""

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from onerec.bundle import Bundle
-from onerec.errors import DataError, ServingError
-from onerec.evaluation.recommender import NO_ITEM
+from onerec.errors import ConfigError, DataError, ServingError
+from onerec.evaluation.recommender import NO_ITEM, Ranking
+from onerec.model.context import Context
 from onerec.serving.limits import Limits
 from onerec.serving.schema import (
     ItemId,
@@ -53,17 +54,30 @@ class Engine:
         start = time.perf_counter()
         context = self._recommender.encode([history])
         encoded = time.perf_counter()
-        ranking = self._recommender.search(context, request.k, [excluded], beams)
+        ranking, expansions = self._search(context, request, excluded, beams)
         searched = time.perf_counter()
         return RecommendResponse(
             items=self._items(ranking.items_BK[0], ranking.scores_BK[0]),
             bundle=self.content_hash,
             beams=beams,
+            expansions=expansions,
             history_items_read=min(len(history), self.bundle.model.config.max_history_items),
             milliseconds=StageMilliseconds(encode=1e3 * (encoded - start), search=1e3 * (searched - encoded))
             if request.timings
             else None,
         )
+
+    def _search(
+        self, context: Context, request: RecommendRequest, excluded: np.ndarray, beams: int
+    ) -> tuple[Ranking, int | None]:
+        """The ranking and, of an exact search, the prefixes it read."""
+        if not request.exact:
+            return self._recommender.search(context, request.k, [excluded], beams), None
+        try:
+            ranking, expansions_B = self._recommender.search_exactly(context, request.k, [excluded], beams)
+        except ConfigError as error:
+            raise ServingError(f"exact: {error}") from error
+        return ranking, int(expansions_B[0])
 
     def _indices(self, name: str, item_ids: Sequence[ItemId]) -> np.ndarray:
         """Item indices (int64) of the user's own keys."""

@@ -21,6 +21,9 @@ class RecommendRequest(BaseModel):
     )
     exclude: list[ItemId] = Field(default=[], description="ids that may not be returned")
     exclude_seen: StrictBool = Field(True, description="leave out every item of the history")
+    exact: StrictBool = Field(
+        False, description="return the provably best items instead of those the beams reach; slower"
+    )
     timings: StrictBool = Field(False, description="answer the milliseconds of each stage")
 
 
@@ -46,6 +49,7 @@ class RecommendResponse(BaseModel):
     items: list[RecommendedItem]
     bundle: str = Field(description="content hash of the bundle that answered")
     beams: int = Field(description="prefixes kept in the search")
+    expansions: int | None = Field(None, description="prefixes that the exact search read, where `exact` asked for it")
     history_items_read: int = Field(description="newest items of the history that the model read")
     milliseconds: StageMilliseconds | None = Field(None, description="where `timings` asked for it")
 

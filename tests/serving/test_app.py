@@ -95,6 +95,14 @@ def test_k_beyond_the_bundles_beams_widens_the_search(client):
     assert (len(answer["items"]), answer["beams"]) == (20, 20)
 
 
+def test_the_exact_list_is_that_of_beams_as_wide_as_the_catalogue(client):
+    answer = recommend(client, history=[103, 110], k=5, beams=5, exact=True)
+    everything = recommend(client, history=[103, 110], k=5, beams=40)
+    assert [item["id"] for item in answer["items"]] == [item["id"] for item in everything["items"]]
+    assert answer["expansions"] > 2
+    assert "expansions" not in everything
+
+
 def test_milliseconds_on_request(client):
     assert "milliseconds" not in recommend(client, history=[103])
     assert set(recommend(client, history=[103], timings=True)["milliseconds"]) == {"encode", "search"}
