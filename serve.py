@@ -2,7 +2,10 @@
 
     curl http://127.0.0.1:8000/v1/recommend --json '{"history": ["50", "181"], "k": 5}'
 
-GET /readyz says which bundle answers, /openapi.json what may be asked. Stop it with Ctrl-C or SIGTERM.
+Events posted to /v1/events make histories that requests name by user_id. Keys in the environment variable
+ONEREC_API_KEYS (commas between them) close the routes under /v1 to requests without `Authorization: Bearer KEY`.
+GET /metrics counts for Prometheus, /readyz says which bundle answers, /openapi.json what may be asked. Stop it with
+Ctrl-C or SIGTERM.
 """
 
 import argparse
@@ -26,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
     parser.add_argument(
+        "--histories", type=Path, help="SQLite file of users' events (default: histories.sqlite beside the bundle)"
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -37,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         limits = load_settings(Limits, overrides=arguments.overrides)
-        run_server(arguments.bundle, arguments.host, arguments.port, limits)
+        histories = arguments.histories or arguments.bundle.parent / "histories.sqlite"
+        run_server(arguments.bundle, arguments.host, arguments.port, limits, histories)
     except OneRecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,7 +2,16 @@
 
 from tokenizer.errors import ArtifactError, ConfigError, DataError, OneRecError
 
-__all__ = ["ArtifactError", "ConfigError", "DataError", "DataUnavailableError", "OneRecError", "ServingError"]
+__all__ = [
+    "ArtifactError",
+    "ConfigError",
+    "DataError",
+    "DataUnavailableError",
+    "OneRecError",
+    "OverloadedError",
+    "ServingError",
+    "UnknownUserError",
+]
 
 
 class DataUnavailableError(DataError):
@@ -11,3 +20,11 @@ class DataUnavailableError(DataError):
 
 class ServingError(OneRecError):
     """A request the server refuses, or a state in which it cannot serve."""
+
+
+class OverloadedError(ServingError):
+    """More than the server can bear at this moment: to be tried again."""
+
+
+class UnknownUserError(ServingError):
+    """A user of whom nothing is stored."""

@@ -1,6 +1,6 @@
-"""How much one request may ask for."""
+"""How much one request may ask for, and how long it may wait."""
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from onerec.errors import ServingError
 from onerec.serving.schema import RecommendRequest
@@ -8,13 +8,19 @@ from tokenizer.settings import Settings
 
 
 class Limits(Settings):
-    """Bounds on a request; what is beyond them is refused, never cut."""
+    """Bounds on a request and on the line before the model; what is beyond them is refused, never cut."""
 
     max_k: PositiveInt = Field(100, description="items returned")
     max_beams: PositiveInt = Field(512, description="prefixes kept in the search")
     max_history_items: PositiveInt = Field(10_000, description="items of a history")
     max_excluded_items: PositiveInt = Field(10_000, description="items in `exclude`")
     max_body_bytes: PositiveInt = Field(1_048_576, description="bytes of a request's body")
+    max_events: PositiveInt = Field(1_000, description="events of one request")
+    max_batch_requests: PositiveInt = Field(256, description="requests in one batch request")
+    max_batch_rows: PositiveInt = Field(2_048, description="beams of all requests that are decoded together")
+    batch_wait_ms: float = Field(1.0, ge=0, description="milliseconds that a lone request waits for company")
+    max_waiting: PositiveInt = Field(512, description="requests in line; more are refused")
+    deadline_ms: PositiveFloat = Field(2_000.0, description="milliseconds in line after which a request is refused")
 
     def check(self, request: RecommendRequest) -> None:
         """Refuse a request beyond the limits.
@@ -23,7 +29,7 @@ class Limits(Settings):
             ServingError: names the field, what was found and what is allowed.
         """
         bounds = (
-            ("history", len(request.history), self.max_history_items, " items"),
+            ("history", len(request.history or ()), self.max_history_items, " items"),
             ("exclude", len(request.exclude), self.max_excluded_items, " items"),
             ("k", request.k, self.max_k, ""),
             ("beams", request.beams or 0, self.max_beams, ""),

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictInt, StrictStr, model_validator
 
 ItemId = StrictStr | StrictInt
 PositiveCount = Annotated[StrictInt, Field(ge=1)]
@@ -13,7 +13,10 @@ class RecommendRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    history: list[ItemId] = Field(description="ids of the catalogue, oldest first; empty for a user without history")
+    user_id: ItemId | None = Field(None, description="user whose stored events are the history; this or `history`")
+    history: list[ItemId] | None = Field(
+        None, description="ids of the catalogue, oldest first; empty for a user without history; this or `user_id`"
+    )
     k: PositiveCount = Field(10, description="items to return")
     beams: PositiveCount | None = Field(
         None,
@@ -25,6 +28,45 @@ class RecommendRequest(BaseModel):
         False, description="return the provably best items instead of those the beams reach; slower"
     )
     timings: StrictBool = Field(False, description="answer the milliseconds of each stage")
+
+    @model_validator(mode="after")
+    def _one_history(self) -> "RecommendRequest":
+        if (self.user_id is None) == (self.history is None):
+            found = "both" if self.history is not None else "neither"
+            raise ValueError(f"expected either user_id or history, found {found}")
+        return self
+
+
+class RecommendBatchRequest(BaseModel):
+    """Several requests, answered together."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    requests: list[RecommendRequest] = Field(min_length=1)
+
+
+class Event(BaseModel):
+    """A user met an item."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user_id: ItemId
+    item_id: ItemId
+    timestamp: FiniteFloat | None = Field(None, description="Unix seconds; the server's time where not given")
+
+
+class EventsRequest(BaseModel):
+    """Events to append to histories, all or none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    events: list[Event] = Field(min_length=1)
+
+
+class EventsResponse(BaseModel):
+    """The events are stored and will survive a restart."""
+
+    stored: int
 
 
 class RecommendedItem(BaseModel):
@@ -39,8 +81,8 @@ class RecommendedItem(BaseModel):
 class StageMilliseconds(BaseModel):
     """Time spent in each stage."""
 
-    encode: float
-    search: float
+    encode: float = Field(description="of the batch that the request was in")
+    search: float = Field(description="likewise")
 
 
 class RecommendResponse(BaseModel):
@@ -51,7 +93,16 @@ class RecommendResponse(BaseModel):
     beams: int = Field(description="prefixes kept in the search")
     expansions: int | None = Field(None, description="prefixes that the exact search read, where `exact` asked for it")
     history_items_read: int = Field(description="newest items of the history that the model read")
+    history_items_unknown: int | None = Field(
+        None, description="stored items that the catalogue no longer has, where there are any; they were passed over"
+    )
     milliseconds: StageMilliseconds | None = Field(None, description="where `timings` asked for it")
+
+
+class RecommendBatchResponse(BaseModel):
+    """One answer a request, in their order."""
+
+    responses: list[RecommendResponse]
 
 
 class Health(BaseModel):

@@ -9,30 +9,37 @@ from onerec.serving.limits import Limits
 _SHUTDOWN_SECONDS = 30  # that requests in flight may still take after SIGTERM
 
 
-def run_server(bundle_folder: Path, host: str, port: int, limits: Limits) -> None:
+def run_server(bundle_folder: Path, host: str, port: int, limits: Limits, histories: Path) -> None:
     """Serve a bundle until SIGTERM or SIGINT; requests in flight are answered first.
+
+    Args:
+        histories: SQLite file of users' events, made where it does not exist.
 
     Raises:
         ConfigError: the packages of the extra `serve` are not installed.
         ArtifactError: the bundle is missing, damaged, or made of parts that do not belong together.
-        ServingError: the address cannot be listened on.
+        ServingError: the address cannot be listened on, or the histories cannot be kept.
     """
     try:
         import uvicorn
 
         from onerec.serving.app import create_app
     except ModuleNotFoundError as error:
-        if error.name not in ("fastapi", "starlette", "uvicorn"):
+        if error.name not in ("fastapi", "starlette", "uvicorn", "prometheus_client"):
             raise
         raise ConfigError(
             f"serving needs the package {error.name}, which is not installed. Install the extra: pip install '.[serve]'"
         ) from None
     from onerec.bundle import Bundle
+    from onerec.serving.access import keys_from_environment
     from onerec.serving.engine import Engine
+    from onerec.serving.histories import SqliteHistories
 
+    api_keys = keys_from_environment()
     engine = Engine(Bundle.load(bundle_folder), limits)
     with _listen(host, port) as listener:
-        config = uvicorn.Config(create_app(engine), timeout_graceful_shutdown=_SHUTDOWN_SECONDS)
+        app = create_app(engine, SqliteHistories(histories), api_keys)
+        config = uvicorn.Config(app, timeout_graceful_shutdown=_SHUTDOWN_SECONDS)
         address = f"[{host}]" if ":" in host else host
         print(f"Serving {bundle_folder} at http://{address}:{listener.getsockname()[1]}/v1/recommend", flush=True)
         uvicorn.Server(config).run(sockets=[listener])

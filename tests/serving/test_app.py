@@ -7,8 +7,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from onerec.bundle import Bundle
+from onerec.errors import ConfigError
+from onerec.serving.access import KEYS_VARIABLE, keys_from_environment
 from onerec.serving.app import create_app
 from onerec.serving.engine import Engine
+from onerec.serving.histories import SqliteHistories, StoredEvent
 from onerec.serving.limits import Limits
 
 LIMITS = Limits(max_k=30, max_beams=40, max_history_items=25, max_excluded_items=38, max_body_bytes=2_000)
@@ -26,7 +29,7 @@ def engine(bundle):
 
 @pytest.fixture(scope="module")
 def client(engine):
-    with TestClient(create_app(engine)) as client:
+    with TestClient(create_app(engine, SqliteHistories())) as client:
         yield client
 
 
@@ -128,7 +131,8 @@ def test_milliseconds_on_request(client):
         ({"history": [None]}, "body.history.0."),
         ({"history": [True]}, "body.history.0."),
         ({"history": "103"}, "body.history: Input should be a valid list"),
-        ({"k": 3}, "body.history: Field required"),
+        ({"k": 3}, "body: Value error, expected either user_id or history, found neither"),
+        ({"history": [], "user_id": 1}, "expected either user_id or history, found both"),
         ({"history": [], "topk": 3}, "body.topk: Extra inputs are not permitted"),
         ([], "body: "),
     ],
@@ -173,11 +177,11 @@ def test_other_errors_are_json_too(client):
 
 
 def test_a_failure_of_the_server_is_a_reasoned_500(engine, monkeypatch):
-    def fail(request):
+    def fail(queries):
         raise RuntimeError("weights hold NaN at some secret place")
 
-    monkeypatch.setattr(engine, "recommend", fail)
-    with TestClient(create_app(engine), raise_server_exceptions=False) as client:
+    monkeypatch.setattr(engine, "answer", fail)
+    with TestClient(create_app(engine, SqliteHistories()), raise_server_exceptions=False) as client:
         reason = refusal(client.post("/v1/recommend", json={"history": []}), 500)
     assert "log" in reason
     assert "secret" not in reason
@@ -196,9 +200,117 @@ def test_health_and_readiness(client, bundle):
 def test_the_openapi_document_is_typed(client):
     document = client.get("/openapi.json").json()
     operation = document["paths"]["/v1/recommend"]["post"]
-    assert set(operation["responses"]) == {"200", "4XX"}
+    assert set(operation["responses"]) == {"200", "4XX", "503"}
     schemas = document["components"]["schemas"]
     assert schemas["RecommendRequest"]["additionalProperties"] is False
     assert schemas["RecommendRequest"]["properties"]["k"]["minimum"] == 1
     assert set(schemas["RecommendedItem"]["required"]) == {"id", "score", "semantic_id", "title"}
     assert set(schemas["ErrorResponse"]["required"]) == {"reason"}
+
+
+# ---- stored histories --------------------------------------------------------------------------------------------
+
+
+def post_events(client, *events):
+    fields = ("user_id", "item_id", "timestamp")
+    body = {"events": [dict(zip(fields, event, strict=False)) for event in events]}
+    return client.post("/v1/events", json=body)
+
+
+def test_a_user_is_recommended_what_follows_the_stored_events(client):
+    assert post_events(client, ("ann", 104, 2.0), ("ann", 103, 1.0), ("bob", 110, 3.0)).json() == {"stored": 3}
+    assert post_events(client, ("ann", 117)).status_code == 200  # now, hence the newest
+    assert recommend(client, user_id="ann", k=5) == recommend(client, history=[103, 104, 117], k=5)
+
+
+def test_events_are_stored_all_or_none(client):
+    reason = refusal(post_events(client, ("eve", 103), ("eve", "nothing")))
+    assert "events: 1 of 2 item ids are not in the catalogue: 'nothing'." in reason
+    assert "nothing is stored of 'eve'" in refusal(client.post("/v1/recommend", json={"user_id": "eve"}), 404)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"events": []}, "body.events: "),
+        ({"events": [{"user_id": 1}]}, "body.events.0.item_id: Field required"),
+        ({"events": [{"user_id": 1, "item_id": 103, "timestamp": "soon"}]}, "body.events.0.timestamp: "),
+        ({"events": [{"user_id": 1, "item_id": 103, "liked": True}]}, "body.events.0.liked: Extra inputs"),
+    ],
+)
+def test_bad_events_are_refused(client, body, reason):
+    assert reason in refusal(client.post("/v1/events", json=body))
+
+
+def test_more_events_than_the_limit_are_refused(bundle):
+    engine = Engine(bundle, LIMITS.model_copy(update={"max_events": 2}))
+    with TestClient(create_app(engine, SqliteHistories())) as client:
+        assert "events: found 3, expected at most 2." in refusal(post_events(client, *[("u", 103)] * 3))
+
+
+def test_stored_items_that_the_catalogue_has_no_more_are_counted(engine):
+    histories = SqliteHistories()
+    histories.append([StoredEvent("ann", "103", 1.0), StoredEvent("ann", "gone", 2.0)])
+    with TestClient(create_app(engine, histories)) as client:
+        answer = recommend(client, user_id="ann", k=3)
+        assert answer.pop("history_items_unknown") == 1
+        assert answer == recommend(client, history=[103], k=3)
+
+
+# ---- batches -----------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_answers_each_request_as_if_it_were_alone(client):
+    requests = [
+        {"history": [103, 104], "k": 3},
+        {"history": list(range(100, 120)), "k": 9, "beams": 12},
+        {"history": [], "k": 5, "exclude": [110]},
+        {"history": [139], "k": 3, "exact": True},
+    ]
+    answer = client.post("/v1/recommend/batch", json={"requests": requests}).json()
+    for request, together in zip(requests, answer["responses"], strict=True):
+        alone = recommend(client, **request)
+        scores = [[item.pop("score") for item in found["items"]] for found in (alone, together)]
+        assert together == alone
+        assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+def test_a_batch_is_refused_whole(client):
+    body = {"requests": [{"history": []}, {"history": ["x"]}]}
+    assert "history: 1 of 1" in refusal(client.post("/v1/recommend/batch", json=body))
+
+
+# ---- operation ---------------------------------------------------------------------------------------------------
+
+
+def test_keys_close_what_is_under_v1_and_nothing_else(engine):
+    key = "k" * 20
+    with TestClient(create_app(engine, SqliteHistories(), api_keys=["other-key-of-the-server", key])) as client:
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {key}"}):
+            response = client.post("/v1/recommend", json={"history": []}, headers=headers)
+            assert refusal(response, 401) == "the request carries no key of this server"
+            assert response.headers["www-authenticate"] == "Bearer"
+        allowed = client.post("/v1/recommend", json={"history": []}, headers={"authorization": f"Bearer {key}"})
+        assert allowed.status_code == 200
+        assert client.get("/healthz").status_code == client.get("/metrics").status_code == 200
+
+
+def test_short_keys_are_refused(monkeypatch):
+    monkeypatch.setenv(KEYS_VARIABLE, "a" * 16 + ", short")
+    with pytest.raises(ConfigError, match=f"{KEYS_VARIABLE}: 1 of 2 keys are shorter than 16 characters"):
+        keys_from_environment()
+    monkeypatch.setenv(KEYS_VARIABLE, f" {'a' * 16} ,")
+    assert keys_from_environment() == ("a" * 16,)
+
+
+def test_metrics_count_answers_batches_and_events(engine):
+    with TestClient(create_app(engine, SqliteHistories())) as client:
+        recommend(client, history=[103])
+        refusal(client.post("/v1/recommend", json={"history": ["x"]}))
+        post_events(client, ("ann", 103), ("ann", 104))
+        page = client.get("/metrics").text
+    assert 'onerec_responses_total{route="/v1/recommend",status="200"} 1.0' in page
+    assert 'onerec_responses_total{route="/v1/recommend",status="400"} 1.0' in page
+    assert "onerec_events_total 2.0" in page
+    assert "onerec_batch_requests_count 1.0" in page
+    assert "onerec_waiting_requests 0.0" in page

@@ -1,0 +1,110 @@
+"""Micro-batching: requests that wait at the same moment are decoded together.
+
+One inference thread works through what waits. While it is busy requests gather, and the next batch takes the oldest and
+all that may join it: the same number of beams and the same kind of search, up to a number of rows, a row being one beam
+of one request. A batch of one is answered as if it were alone, so that batching changes no answer but by rounding.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from onerec.errors import OverloadedError
+from onerec.serving.engine import Query
+from onerec.serving.limits import Limits
+from onerec.serving.schema import RecommendResponse
+
+Answer = Callable[[Sequence[Query]], list[RecommendResponse]]
+
+
+@dataclass
+class _Waiting:
+    query: Query
+    answer: asyncio.Future[RecommendResponse]
+    since_s: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """Queue in front of the inference thread; `run` it as a task of the event loop."""
+
+    def __init__(self, answer: Answer, executor: Executor, limits: Limits) -> None:
+        self._answer, self._executor, self._limits = answer, executor, limits
+        self._waiting: deque[_Waiting] = deque()
+        self._arrival = asyncio.Event()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that no batch has taken yet."""
+        return len(self._waiting)
+
+    async def submit(self, query: Query) -> RecommendResponse:
+        """Wait in line and return the answer.
+
+        Raises:
+            OverloadedError: the line is full, or the request stood in it beyond its deadline.
+        """
+        if self.num_waiting >= self._limits.max_waiting:
+            raise OverloadedError(f"{self.num_waiting} requests are waiting already, as many as may. Try again later.")
+        waiting = _Waiting(query, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._arrival.set()
+        return await waiting.answer
+
+    async def run(self) -> None:
+        """Answer what waits, batch by batch, until cancelled."""
+        while True:
+            await self._arrival.wait()
+            if self._num_rows_waiting() < self._limits.max_batch_rows:
+                await asyncio.sleep(self._limits.batch_wait_ms / 1e3)
+            if batch := self._take_batch():
+                await self._answer_batch(batch)
+            if not self._waiting:
+                self._arrival.clear()
+
+    def _num_rows_waiting(self) -> int:
+        return sum(waiting.query.beams for waiting in self._waiting)
+
+    def _take_batch(self) -> list[_Waiting]:
+        """The oldest request and those that can be decoded with it; requests beyond their deadline are refused."""
+        batch: list[_Waiting] = []
+        left: deque[_Waiting] = deque()
+        for waiting in self._waiting:
+            if waiting.answer.done():  # its client has gone
+                continue
+            waited_ms = 1e3 * (time.monotonic() - waiting.since_s)
+            if waited_ms > self._limits.deadline_ms:
+                waiting.answer.set_exception(
+                    OverloadedError(f"the request has waited for {waited_ms:.0f} ms, more than its deadline allows.")
+                )
+            elif self._may_join(waiting.query, batch):
+                batch.append(waiting)
+            else:
+                left.append(waiting)
+        self._waiting = left
+        return batch
+
+    def _may_join(self, query: Query, batch: Sequence[_Waiting]) -> bool:
+        if not batch:
+            return True
+        fits = (len(batch) + 1) * query.beams <= self._limits.max_batch_rows
+        return fits and batch[0].query.kind == query.kind
+
+    async def _answer_batch(self, batch: Sequence[_Waiting]) -> None:
+        """Set every request's answer; where a batch fails, each is tried alone, so that one cannot spoil the others."""
+        loop = asyncio.get_running_loop()
+        queries = [waiting.query for waiting in batch]
+        try:
+            answers = await loop.run_in_executor(self._executor, self._answer, queries)
+        except Exception as error:
+            if len(batch) > 1:
+                for waiting in batch:
+                    await self._answer_batch([waiting])
+            elif not batch[0].answer.done():
+                batch[0].answer.set_exception(error)
+            return
+        for waiting, answer in zip(batch, answers, strict=True):
+            if not waiting.answer.done():
+                waiting.answer.set_result(answer)

@@ -1,0 +1,85 @@
+"""What users did, kept beside the server: appended by events, read when a request names a user."""
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from onerec.errors import ServingError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+    arrival INTEGER PRIMARY KEY, user_id TEXT NOT NULL, timestamp REAL NOT NULL, item_id TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS events_by_user ON events (user_id, timestamp, arrival);
+"""
+_INSERT = "INSERT INTO events (user_id, timestamp, item_id) VALUES (?, ?, ?)"
+_NEWEST = "SELECT item_id FROM events WHERE user_id = ? ORDER BY timestamp DESC, arrival DESC LIMIT ?"
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    """One item of one user; equal timestamps keep the order of arrival."""
+
+    user_id: str
+    item_id: str
+    timestamp: float  # Unix seconds
+
+
+class HistoryStore(Protocol):
+    """Users' events, safe to call from several threads."""
+
+    def append(self, events: Iterable[StoredEvent]) -> None:
+        """Store all of the events or none; they survive the process from here on."""
+
+    def newest(self, user_id: str, limit: int) -> list[str]:
+        """The newest items of a user, oldest first; none for a user without events."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+
+
+class SqliteHistories:
+    """Histories in one SQLite file; without a path in memory, gone with the process.
+
+    Raises:
+        ServingError: the file cannot be opened, or is no such database.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._lock = threading.Lock()
+        try:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path or ":memory:", check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")  # acknowledged is on disk, power cut or not
+            self._connection.executescript(_SCHEMA)
+        except (sqlite3.Error, OSError) as error:
+            raise ServingError(f"{path}: cannot keep histories there ({error}). Choose another --histories.") from error
+
+    def append(self, events: Iterable[StoredEvent]) -> None:
+        """Store all of the events or none.
+
+        Raises:
+            ServingError: they cannot be written, such as to a full disk.
+        """
+        rows = [(event.user_id, event.timestamp, event.item_id) for event in events]
+        try:
+            with self._lock, self._connection:
+                self._connection.executemany(_INSERT, rows)
+        except sqlite3.Error as error:
+            raise ServingError(f"events: could not be stored ({error}); none of {len(rows)} was.") from error
+
+    def newest(self, user_id: str, limit: int) -> list[str]:
+        """The newest items of a user, oldest first."""
+        with self._lock:
+            rows: Sequence[tuple[str]] = self._connection.execute(_NEWEST, (user_id, limit)).fetchall()
+        return [item_id for (item_id,) in reversed(rows)]
+
+    def close(self) -> None:
+        """Write back the log and close the file."""
+        with self._lock:
+            self._connection.close()

@@ -1,0 +1,29 @@
+"""What the server counts, in the form Prometheus reads."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """Counters of one application; they start at 0 with it."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.responses = Counter(
+            "onerec_responses", "Answers by route and status.", ["route", "status"], registry=self._registry
+        )
+        self.latency_s = Histogram(
+            "onerec_latency_seconds", "From request to answer.", ["route"], buckets=_SECONDS, registry=self._registry
+        )
+        self.batch_requests = Histogram(
+            "onerec_batch_requests", "Requests decoded together.", buckets=_REQUESTS, registry=self._registry
+        )
+        self.waiting = Gauge("onerec_waiting_requests", "Requests in line.", registry=self._registry)
+        self.events = Counter("onerec_events", "Events appended to histories.", registry=self._registry)
+
+    def page(self) -> bytes:
+        """All figures as text."""
+        return generate_latest(self._registry)
