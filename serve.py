@@ -3,7 +3,8 @@
     curl http://127.0.0.1:8000/v1/recommend --json '{"history": ["50", "181"], "k": 5}'
 
 Events posted to /v1/events make histories that requests name by user_id. Keys in the environment variable
-ONEREC_API_KEYS (commas between them) close the routes under /v1 to requests without `Authorization: Bearer KEY`.
+ONEREC_API_KEYS (commas between them) close the routes under /v1 to requests without `Authorization: Bearer KEY`; the
+one in ONEREC_ADMIN_KEY opens /v1/admin/bundle, which serves another bundle without a pause.
 GET /metrics counts for Prometheus, /readyz says which bundle answers, /openapi.json what may be asked. Stop it with
 Ctrl-C or SIGTERM.
 """

@@ -1,14 +1,15 @@
-"""API keys: where the server has some, a request must carry one."""
+"""Keys that requests must carry."""
 
 import hmac
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fastapi import Request
 
 from onerec.errors import ConfigError
 
-KEYS_VARIABLE = "ONEREC_API_KEYS"
+KEYS_VARIABLE, ADMIN_VARIABLE = "ONEREC_API_KEYS", "ONEREC_ADMIN_KEY"
 _MIN_CHARACTERS = 16
 
 
@@ -16,30 +17,54 @@ class AccessDeniedError(Exception):
     """A request without one of the server's keys."""
 
 
-def keys_from_environment() -> tuple[str, ...]:
-    """The keys in the environment variable ONEREC_API_KEYS, separated by commas; none leaves the server open.
+@dataclass(frozen=True)
+class Keys:
+    """Who may do what: without API keys everybody may ask, without an admin key nobody may change what is served."""
 
-    Raises:
-        ConfigError: a key that is too short to keep anybody out.
-    """
-    keys = tuple(key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip())
-    if short := sum(len(key) < _MIN_CHARACTERS for key in keys):
-        raise ConfigError(
-            f"{KEYS_VARIABLE}: {short} of {len(keys)} keys are shorter than {_MIN_CHARACTERS} characters. "
-            "Use longer ones."
-        )
-    return keys
+    api: tuple[str, ...] = ()
+    admin: tuple[str, ...] = ()
+
+    @classmethod
+    def from_environment(cls) -> "Keys":
+        """The keys in ONEREC_API_KEYS, commas between them, and the one in ONEREC_ADMIN_KEY.
+
+        Raises:
+            ConfigError: a key that is too short to keep anybody out.
+        """
+        return cls(_read(KEYS_VARIABLE), _read(ADMIN_VARIABLE))
 
 
 def check_access(request: Request, keys: Sequence[str]) -> None:
-    """Refuse a request whose `Authorization: Bearer` is none of the keys; the time it takes tells nothing of them.
+    """Refuse a request whose `Authorization: Bearer` is none of the keys, where there are any.
 
     Raises:
         AccessDeniedError: no key, or a wrong one.
     """
-    if not keys:
-        return
+    if keys and not _carries(request, keys):
+        raise AccessDeniedError
+
+
+def check_admin_access(request: Request, keys: Sequence[str]) -> None:
+    """Refuse a request without the admin key, and every one where there is none.
+
+    Raises:
+        AccessDeniedError: no key, or a wrong one.
+    """
+    if not _carries(request, keys):
+        raise AccessDeniedError
+
+
+def _carries(request: Request, keys: Sequence[str]) -> bool:
+    """Whether the request has one of the keys; the time it takes tells nothing of them."""
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     matches = [hmac.compare_digest(given.strip().encode(), key.encode()) for key in keys]
-    if scheme.lower() != "bearer" or not any(matches):
-        raise AccessDeniedError
+    return scheme.lower() == "bearer" and any(matches)
+
+
+def _read(variable: str) -> tuple[str, ...]:
+    keys = tuple(key.strip() for key in os.environ.get(variable, "").split(",") if key.strip())
+    if short := sum(len(key) < _MIN_CHARACTERS for key in keys):
+        raise ConfigError(
+            f"{variable}: {short} of {len(keys)} keys are shorter than {_MIN_CHARACTERS} characters. Use longer ones."
+        )
+    return keys

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -12,14 +13,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from onerec.errors import OverloadedError, ServingError, UnknownUserError
-from onerec.serving.access import AccessDeniedError, check_access
+from onerec.bundle import Bundle
+from onerec.errors import OneRecError, OverloadedError, ServingError, UnknownUserError
+from onerec.serving.access import AccessDeniedError, Keys, check_access, check_admin_access
 from onerec.serving.batching import Batcher
 from onerec.serving.body_limit import BodyLimit
 from onerec.serving.engine import Engine, Query
 from onerec.serving.histories import HistoryStore, StoredEvent
 from onerec.serving.metrics import CONTENT_TYPE, Metrics
 from onerec.serving.schema import (
+    BundleRequest,
     ErrorResponse,
     EventsRequest,
     EventsResponse,
@@ -33,6 +36,7 @@ from onerec.serving.schema import (
 
 _MAX_NAMED_PROBLEMS = 5
 _RETRY_AFTER_SECONDS = 1
+_NO_KEYS = Keys()
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorResponse, "description": "refused: why"},
     "503": {"model": ErrorResponse, "description": "overloaded: try again after the seconds in Retry-After"},
@@ -45,6 +49,7 @@ class Service:
     def __init__(self, engine: Engine, histories: HistoryStore) -> None:
         self.engine, self.histories, self.metrics = engine, histories, Metrics()
         self._batcher: Batcher | None = None
+        self._swapping = asyncio.Lock()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -98,12 +103,30 @@ class Service:
         self.metrics.events.inc(len(events))
         return EventsResponse(stored=len(events))
 
+    async def swap_bundle(self, request: BundleRequest) -> Readiness:
+        """Load another bundle beside the one that serves, and serve it from then on.
+
+        Requests that are in line are still answered by the bundle that checked them.
+
+        Raises:
+            ServingError: the folder is no whole bundle, or another is being loaded; the old one serves on.
+        """
+        if self._swapping.locked():
+            raise ServingError("bundle: another one is being loaded. Wait for it.")
+        async with self._swapping:
+            try:
+                bundle = await asyncio.to_thread(Bundle.load, Path(request.folder))
+            except OneRecError as error:
+                raise ServingError(f"bundle: {error} The old one serves on.") from error
+            self.engine = Engine(bundle, self.engine.limits)
+        return self.engine.readiness()
+
     def _answer(self, queries: Sequence[Query]) -> list[RecommendResponse]:
         self.metrics.batch_requests.observe(len(queries))
-        return self.engine.answer(queries)
+        return queries[0].engine.answer(queries)
 
 
-def create_app(engine: Engine, histories: HistoryStore, api_keys: Sequence[str] = ()) -> FastAPI:
+def create_app(engine: Engine, histories: HistoryStore, keys: Keys = _NO_KEYS) -> FastAPI:
     """The endpoint of one bundle; with keys, the routes under /v1 want one of them."""
     service = Service(engine, histories)
 
@@ -118,13 +141,16 @@ def create_app(engine: Engine, histories: HistoryStore, api_keys: Sequence[str] 
     app.middleware("http")(_count_responses(service.metrics))
     for error, handler in _HANDLERS.items():
         app.add_exception_handler(error, handler)
-    _add_routes(app, service, api_keys)
+    _add_routes(app, service, keys)
     return app
 
 
-def _add_routes(app: FastAPI, service: Service, api_keys: Sequence[str]) -> None:
+def _add_routes(app: FastAPI, service: Service, keys: Keys) -> None:
     def needs_key(request: Request) -> None:
-        check_access(request, api_keys)
+        check_access(request, keys.api)
+
+    def needs_admin_key(request: Request) -> None:
+        check_admin_access(request, keys.admin)
 
     v1: dict[str, Any] = {"responses": _REFUSALS, "dependencies": [Depends(needs_key)]}
 
@@ -142,6 +168,11 @@ def _add_routes(app: FastAPI, service: Service, api_keys: Sequence[str]) -> None
     async def store_events(request: EventsRequest) -> EventsResponse:
         """Append events to users' histories, all or none."""
         return await service.store(request)
+
+    @app.post("/v1/admin/bundle", responses=_REFUSALS, dependencies=[Depends(needs_admin_key)])
+    async def swap_bundle(request: BundleRequest) -> Readiness:
+        """Serve another bundle from now on, without a pause; wants the admin key."""
+        return await service.swap_bundle(request)
 
     @app.get("/healthz")
     async def healthz() -> Health:

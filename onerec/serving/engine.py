@@ -29,8 +29,9 @@ _MAX_SHOWN_CHARACTERS = 80
 
 @dataclass(frozen=True)
 class Query:
-    """A checked request in item indices (int64)."""
+    """A checked request in item indices (int64) of the engine that checked it, which is to answer it."""
 
+    engine: "Engine"
     history: np.ndarray
     num_unknown: int  # stored items that the catalogue does not have
     excluded: np.ndarray
@@ -40,9 +41,9 @@ class Query:
     timings: bool
 
     @property
-    def kind(self) -> tuple[int, bool]:
+    def kind(self) -> tuple[str, int, bool]:
         """Queries of one kind can be searched as one batch."""
-        return self.beams, self.exact
+        return self.engine.content_hash, self.beams, self.exact
 
 
 class Engine:
@@ -77,7 +78,7 @@ class Engine:
         if request.exclude_seen:
             excluded = np.concatenate([excluded, history])
         beams = request.beams or max(self._recommender.num_beams, request.k)
-        return Query(history, len(unknown), excluded, request.k, beams, request.exact, request.timings)
+        return Query(self, history, len(unknown), excluded, request.k, beams, request.exact, request.timings)
 
     def answer(self, queries: Sequence[Query]) -> list[RecommendResponse]:
         """Search for the best items that each query allows; all are of one kind.
@@ -132,7 +133,7 @@ class Engine:
 
     def _search(self, context: Context, queries: Sequence[Query]) -> tuple[Ranking, np.ndarray | None]:
         """The rankings and, of an exact search, the prefixes read for each."""
-        beams, exact = queries[0].kind
+        beams, exact = queries[0].beams, queries[0].exact
         k, excluded = max(query.k for query in queries), [query.excluded for query in queries]
         if not exact:
             return self._recommender.search(context, k, excluded, beams), None

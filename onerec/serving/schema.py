@@ -105,6 +105,14 @@ class RecommendBatchResponse(BaseModel):
     responses: list[RecommendResponse]
 
 
+class BundleRequest(BaseModel):
+    """A bundle to serve from now on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    folder: StrictStr = Field(description="folder of the bundle on the server's machine")
+
+
 class Health(BaseModel):
     """The process answers."""
 

@@ -31,14 +31,14 @@ def run_server(bundle_folder: Path, host: str, port: int, limits: Limits, histor
             f"serving needs the package {error.name}, which is not installed. Install the extra: pip install '.[serve]'"
         ) from None
     from onerec.bundle import Bundle
-    from onerec.serving.access import keys_from_environment
+    from onerec.serving.access import Keys
     from onerec.serving.engine import Engine
     from onerec.serving.histories import SqliteHistories
 
-    api_keys = keys_from_environment()
+    keys = Keys.from_environment()
     engine = Engine(Bundle.load(bundle_folder), limits)
     with _listen(host, port) as listener:
-        app = create_app(engine, SqliteHistories(histories), api_keys)
+        app = create_app(engine, SqliteHistories(histories), keys)
         config = uvicorn.Config(app, timeout_graceful_shutdown=_SHUTDOWN_SECONDS)
         address = f"[{host}]" if ":" in host else host
         print(f"Serving {bundle_folder} at http://{address}:{listener.getsockname()[1]}/v1/recommend", flush=True)

@@ -1,18 +1,21 @@
 """The endpoint: the evaluator's items and scores behind the user's own keys, and a reason for every refusal."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from onerec.bundle import Bundle
+from onerec.bundle import KIND, Bundle
 from onerec.errors import ConfigError
-from onerec.serving.access import KEYS_VARIABLE, keys_from_environment
+from onerec.serving.access import KEYS_VARIABLE, Keys
 from onerec.serving.app import create_app
 from onerec.serving.engine import Engine
 from onerec.serving.histories import SqliteHistories, StoredEvent
 from onerec.serving.limits import Limits
+from onerec.serving.schema import RecommendRequest
+from tokenizer.artifacts import read_manifest, write_manifest
 
 LIMITS = Limits(max_k=30, max_beams=40, max_history_items=25, max_excluded_items=38, max_body_bytes=2_000)
 
@@ -285,7 +288,7 @@ def test_a_batch_is_refused_whole(client):
 
 def test_keys_close_what_is_under_v1_and_nothing_else(engine):
     key = "k" * 20
-    with TestClient(create_app(engine, SqliteHistories(), api_keys=["other-key-of-the-server", key])) as client:
+    with TestClient(create_app(engine, SqliteHistories(), Keys(api=("other-key-of-the-server", key)))) as client:
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {key}"}):
             response = client.post("/v1/recommend", json={"history": []}, headers=headers)
             assert refusal(response, 401) == "the request carries no key of this server"
@@ -298,9 +301,9 @@ def test_keys_close_what_is_under_v1_and_nothing_else(engine):
 def test_short_keys_are_refused(monkeypatch):
     monkeypatch.setenv(KEYS_VARIABLE, "a" * 16 + ", short")
     with pytest.raises(ConfigError, match=f"{KEYS_VARIABLE}: 1 of 2 keys are shorter than 16 characters"):
-        keys_from_environment()
+        Keys.from_environment()
     monkeypatch.setenv(KEYS_VARIABLE, f" {'a' * 16} ,")
-    assert keys_from_environment() == ("a" * 16,)
+    assert Keys.from_environment() == Keys(api=("a" * 16,))
 
 
 def test_metrics_count_answers_batches_and_events(engine):
@@ -314,3 +317,54 @@ def test_metrics_count_answers_batches_and_events(engine):
     assert "onerec_events_total 2.0" in page
     assert "onerec_batch_requests_count 1.0" in page
     assert "onerec_waiting_requests 0.0" in page
+
+
+def post_bundle(client, folder, key="admin-key-of-the-server"):
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    return client.post("/v1/admin/bundle", json={"folder": str(folder)}, headers=headers)
+
+
+@pytest.fixture
+def other_bundle(small_bundle, tmp_path):
+    """The same catalogue and model with another card, and one beam more by default."""
+    folder = shutil.copytree(small_bundle, tmp_path / "other")
+    manifest = read_manifest(folder, KIND)
+    (folder / "README.md").write_text("another bundle")
+    details = {**manifest.details, "run": "other", "num_beams": manifest.details["num_beams"] + 1}
+    write_manifest(folder, KIND, manifest.inputs, manifest.config_hash, details)
+    return folder
+
+
+def test_another_bundle_serves_from_the_next_request_on(engine, other_bundle):
+    with TestClient(create_app(engine, SqliteHistories(), Keys(admin=("admin-key-of-the-server",)))) as client:
+        before = recommend(client, history=[103])
+        assert post_bundle(client, other_bundle).json()["run"] == "other"
+        after = recommend(client, history=[103])
+        assert client.get("/readyz").json()["run"] == "other"
+    assert after["bundle"] != before["bundle"]
+    assert after["beams"] == before["beams"] + 1
+
+
+def test_a_broken_bundle_is_refused_and_the_old_one_serves_on(engine, other_bundle):
+    (other_bundle / "model.safetensors").write_bytes(b"")
+    with TestClient(create_app(engine, SqliteHistories(), Keys(admin=("admin-key-of-the-server",)))) as client:
+        before = recommend(client, history=[103])
+        for folder in (other_bundle, other_bundle / "none"):
+            assert "The old one serves on." in refusal(post_bundle(client, folder))
+        assert recommend(client, history=[103]) == before
+
+
+def test_only_the_admin_key_swaps_bundles(engine, other_bundle):
+    api = "key-of-some-other-user"
+    with TestClient(create_app(engine, SqliteHistories(), Keys((api,), ("admin-key-of-the-server",)))) as client:
+        for key in (None, api):
+            refusal(post_bundle(client, other_bundle, key), 401)
+    with TestClient(create_app(engine, SqliteHistories())) as client:
+        refusal(post_bundle(client, other_bundle), 401)
+
+
+def test_a_query_is_answered_by_the_bundle_that_checked_it(engine, other_bundle):
+    other = Engine(Bundle.load(other_bundle), LIMITS)
+    request = RecommendRequest(history=[103], k=7, beams=7)
+    assert engine.query(request).kind != other.query(request).kind
+    assert engine.query(request).kind == engine.query(request).kind

@@ -4,6 +4,8 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +17,11 @@ from onerec.serving.limits import Limits
 from onerec.serving.schema import RecommendResponse
 
 NOTHING = np.empty(0, dtype=np.int64)
+ENGINE: Any = SimpleNamespace(content_hash="bundle")  # the queue only asks which bundle a query is for
 
 
 def make_query(beams: int = 10, exact: bool = False, k: int = 1) -> Query:
-    return Query(NOTHING, 0, NOTHING, k, beams, exact, timings=False)
+    return Query(ENGINE, NOTHING, 0, NOTHING, k, beams, exact, timings=False)
 
 
 class Model:
