@@ -1,6 +1,7 @@
 """Plain PyTorch references that every fast path must equal.
 
-Legend: N rows, D width, K codes a level, L levels; B batch, H heads, Q queries, S keys, d head width.
+Legend: N rows, D width, K codes a level, L levels; B batch, H heads, Q queries, S keys, d head width; T rows, E groups,
+F outer width.
 """
 
 from collections.abc import Sequence
@@ -71,3 +72,9 @@ def attention_to_prefix(
     keys, values = tokens_BWlJ.unflatten(-1, (2, num_heads, -1)).permute(3, 0, 1, 4, 2, 5)
     queries = queries_BWI.unflatten(-1, (num_heads, 1, -1))
     return attention(queries.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1)).view_as(queries_BWI)
+
+
+def grouped_product(rows_TD: torch.Tensor, weights_EDF: torch.Tensor, counts_E: torch.Tensor) -> torch.Tensor:
+    """What `kernels.grouped_products.grouped_product` computes, by a copy of its group's matrix for each row."""
+    groups_T = torch.repeat_interleave(torch.arange(len(counts_E), device=counts_E.device), counts_E)
+    return torch.einsum("td,tdf->tf", rows_TD, weights_EDF[groups_T])

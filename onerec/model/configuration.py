@@ -2,14 +2,15 @@
 
 from typing import Any, Literal
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 PAD_TOKEN, BOS_TOKEN = 0, 1
 NUM_SPECIAL_TOKENS = 2
 
-ContextKind = Literal["causal", "bidirectional"]
+ContextKind = Literal["causal", "bidirectional", "lazy"]
 Positions = Literal["from_start", "from_end"]
 Activation = Literal["relu", "gelu", "swiglu"]
+RouterScore = Literal["sigmoid", "softmax"]
 
 
 class OneRecConfig(PreTrainedConfig):
@@ -20,9 +21,24 @@ class OneRecConfig(PreTrainedConfig):
         num_items: items in the catalogue the ID table covers.
         d_model, num_heads, head_dim, d_ff: width, attention heads, width of a head, inner width of the feed-forward.
         num_context_layers, num_decoder_layers: blocks of the context encoder and of the decoder.
-        context: "causal" (each history position sees the ones before it, so all are targets in one pass) or
-            "bidirectional" (the report's encoder; one target a row).
-        activation: of the feed-forward; "swiglu" gates with a third matrix.
+        context: "causal" (each history position sees the ones before it, so all are targets in one pass),
+            "bidirectional" (the report's encoder; one target a row), or "lazy" (OneRec-V2: no context encoder, hence
+            `num_context_layers` 0; all positions are targets in one pass).
+        embedding_dim: width of the item vectors that a lazy context reads; None for d_model.
+        num_kv_heads: heads G_kv of a lazy context's keys and values, each read by num_heads / num_kv_heads query
+            heads; None for num_heads.
+        num_kv_layers: sets L_kv of a lazy context's keys and values; decoder layer l reads set
+            floor(l * L_kv / num_decoder_layers).
+        separate_values: values of their own in a lazy context (S_kv = 2) instead of the keys again (S_kv = 1).
+        activation: of the dense feed-forward; "swiglu" gates with a third matrix.
+        num_experts: routed SwiGLU experts in place of the decoder's feed-forward; 0 for a dense one.
+        experts_per_token, num_shared_experts: routed experts that a token goes through, and experts all go through.
+        expert_d_ff: inner width of an expert; None for d_ff.
+        num_dense_blocks: first blocks of a stack that keep the dense feed-forward.
+        experts_in_context: experts in the context encoder's blocks too.
+        router_score: how a router's logits become scores, over each expert alone or over all.
+        normalise_gates: divide the scores of a token's experts by their sum.
+        balancing_rate: step of the biases that even out the experts' loads; 0 leaves them as they are.
         max_history_items: newest items of a history that are read.
         positions: which item has position 0: the oldest that is read, or the newest.
         item_embedding: add an own vector for each item index to the sum of its code vectors in the context.
@@ -48,7 +64,20 @@ class OneRecConfig(PreTrainedConfig):
         num_context_layers: int = 2,
         num_decoder_layers: int = 2,
         context: ContextKind = "causal",
+        embedding_dim: int | None = None,
+        num_kv_heads: int | None = None,
+        num_kv_layers: int = 1,
+        separate_values: bool = False,
         activation: Activation = "gelu",
+        num_experts: int = 0,
+        experts_per_token: int = 2,
+        num_shared_experts: int = 0,
+        expert_d_ff: int | None = None,
+        num_dense_blocks: int = 0,
+        experts_in_context: bool = False,
+        router_score: RouterScore = "sigmoid",
+        normalise_gates: bool = False,
+        balancing_rate: float = 1e-3,
         max_history_items: int = 50,
         positions: Positions = "from_start",
         item_embedding: bool = True,
@@ -66,10 +95,23 @@ class OneRecConfig(PreTrainedConfig):
         self.num_heads = self.num_attention_heads = num_heads
         self.head_dim = head_dim if head_dim is not None else d_model // num_heads
         self.d_ff = d_ff
-        self.num_context_layers = num_context_layers
+        self.num_context_layers = 0 if context == "lazy" else num_context_layers
         self.num_decoder_layers = self.num_hidden_layers = num_decoder_layers
         self.context = context
+        self.embedding_dim = embedding_dim if embedding_dim is not None else d_model
+        self.num_kv_heads = num_kv_heads if num_kv_heads is not None else num_heads
+        self.num_kv_layers = num_kv_layers
+        self.separate_values = separate_values
         self.activation = activation
+        self.num_experts = num_experts
+        self.experts_per_token = experts_per_token
+        self.num_shared_experts = num_shared_experts
+        self.expert_d_ff = expert_d_ff if expert_d_ff is not None else d_ff
+        self.num_dense_blocks = num_dense_blocks
+        self.experts_in_context = experts_in_context
+        self.router_score = router_score
+        self.normalise_gates = normalise_gates
+        self.balancing_rate = balancing_rate
         self.max_history_items = max_history_items
         self.positions = positions
         self.item_embedding = item_embedding
@@ -85,6 +127,11 @@ class OneRecConfig(PreTrainedConfig):
         super().__init__(**{**special, "is_encoder_decoder": True, "tie_word_embeddings": False, **kwargs})
 
     @property
+    def many_targets(self) -> bool:
+        """Whether every position of a history can be a target of one pass: no position knows of a later one."""
+        return self.context != "bidirectional"
+
+    @property
     def num_levels(self) -> int:
         """Codes in one semantic ID."""
         return len(self.codes_per_level)
@@ -93,3 +140,6 @@ class OneRecConfig(PreTrainedConfig):
     def level_offsets(self) -> list[int]:
         """First flat token id of each level: padding and BOS come before all codes."""
         return [NUM_SPECIAL_TOKENS + sum(self.codes_per_level[:level]) for level in range(self.num_levels)]
+
+
+AutoConfig.register(OneRecConfig.model_type, OneRecConfig)

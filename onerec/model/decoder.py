@@ -4,6 +4,7 @@ Shapes: B batch, P targets a row, L levels, Q = P * L decoder positions of a row
 width, S history length in items.
 """
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -14,7 +15,11 @@ from kernels.rms_norm import RMSNorm
 from onerec.model.configuration import OneRecConfig
 from onerec.model.context import Context
 from onerec.model.dropout import Dropout
-from onerec.model.layers import CrossAttention, FeedForward, SelfAttention, residual_dtype
+from onerec.model.layers import CrossAttention, SelfAttention, residual_dtype
+from onerec.model.lazy import ContextProcessor, LazyCrossAttention
+from onerec.model.moe import feed_forward, make_feed_forward
+
+_Attend = Callable[[Tensor], Tensor]
 
 
 class DecoderCache:
@@ -57,32 +62,57 @@ class DecoderCache:
 
 
 class DecoderBlock(nn.Module):
-    """Causal self-attention, cross-attention, feed-forward, each behind an RMSNorm (technical report, section 2.3)."""
+    """Causal self-attention, cross-attention, feed-forward, each behind an RMSNorm (technical report, section 2.3).
 
-    def __init__(self, config: OneRecConfig) -> None:
+    With a lazy context, cross-attention comes first and has no key and value projections (OneRec-V2, section 2.2.2).
+    """
+
+    def __init__(self, config: OneRecConfig, number: int) -> None:
         super().__init__()
+        self.lazy = config.context == "lazy"
         self.self_norm = RMSNorm(config.d_model, eps=1e-6)
         self.self_attention = SelfAttention(config)
         self.cross_norm = RMSNorm(config.d_model, eps=1e-6)
-        self.cross_attention = CrossAttention(config)
+        self.cross_attention = LazyCrossAttention(config) if self.lazy else CrossAttention(config)
         self.feed_forward_norm = RMSNorm(config.d_model, eps=1e-6)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = make_feed_forward(config, number, in_context=False)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x_BPLD: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
-        """All levels of all targets at once; `visible` (bool, broadcast to (B, H, P*L, S)) limits the context."""
-        mixed = self.self_attention(self.self_norm(x_BPLD).flatten(0, 1), causal=True)
-        x_BPLD = x_BPLD + self.dropout(mixed.view_as(x_BPLD))
-        mixed = self.cross_attention(self.cross_norm(x_BPLD).flatten(1, 2), keys, values, visible)
-        x_BPLD = x_BPLD + self.dropout(mixed.view_as(x_BPLD))
-        return x_BPLD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BPLD)))
+    def forward(
+        self, x_BPLD: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, counted_BPL: Tensor | None = None
+    ) -> Tensor:
+        """All levels of all targets at once.
+
+        `visible` (bool, broadcast to (B, H, P*L, S)) limits the context; `counted_BPL` marks the positions that count
+        as load of experts, None for all.
+        """
+
+        def own_codes(x_BPLD: Tensor) -> Tensor:
+            return self.self_attention(self.self_norm(x_BPLD).flatten(0, 1), causal=True).view_as(x_BPLD)
+
+        def context(x_BPLD: Tensor) -> Tensor:
+            return self.cross_attention(self.cross_norm(x_BPLD).flatten(1, 2), keys, values, visible).view_as(x_BPLD)
+
+        for attend in self._ordered(own_codes, context):
+            x_BPLD = x_BPLD + self.dropout(attend(x_BPLD))
+        return x_BPLD + self.dropout(feed_forward(self.feed_forward, self.feed_forward_norm(x_BPLD), counted_BPL))
 
     def step(self, x_BWD: Tensor, layer: int, context: Context, cache: DecoderCache) -> Tensor:
         """One level of W beams; the context's keys and values are shared by a request's beams."""
-        x_BWD = x_BWD + self._attend_own_codes(self.self_norm(x_BWD), layer, cache)
-        keys, values = context.keys[layer], context.values[layer]
-        x_BWD = x_BWD + self.cross_attention(self.cross_norm(x_BWD), keys, values, context.visible_B11S)
-        return x_BWD + self.feed_forward(self.feed_forward_norm(x_BWD))
+
+        def own_codes(x_BWD: Tensor) -> Tensor:
+            return self._attend_own_codes(self.self_norm(x_BWD), layer, cache)
+
+        def history(x_BWD: Tensor) -> Tensor:
+            keys, values = context.keys[layer], context.values[layer]
+            return self.cross_attention(self.cross_norm(x_BWD), keys, values, context.visible_B11S)
+
+        for attend in self._ordered(own_codes, history):
+            x_BWD = x_BWD + attend(x_BWD)
+        return x_BWD + feed_forward(self.feed_forward, self.feed_forward_norm(x_BWD), None)
+
+    def _ordered(self, own_codes: _Attend, context: _Attend) -> tuple[_Attend, _Attend]:
+        return (context, own_codes) if self.lazy else (own_codes, context)
 
     def _attend_own_codes(self, x_BWD: Tensor, layer: int, cache: DecoderCache) -> Tensor:
         projected = self.self_attention.query_key_value(x_BWD)
@@ -102,24 +132,38 @@ class Decoder(nn.Module):
         self.codes = nn.Embedding(sum(config.codes_per_level[:-1]) or 1, config.d_model)
         self.levels = nn.Embedding(config.num_levels, config.d_model)
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_decoder_layers))
+        self.blocks = nn.ModuleList(DecoderBlock(config, number) for number in range(config.num_decoder_layers))
         self.norm = RMSNorm(config.d_model, eps=1e-6)
+        self.context_processor = ContextProcessor(config) if config.context == "lazy" else None
 
     def project_context(self, states_BSD: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Keys and values of the context for every layer."""
-        pairs = [block.cross_attention.project_context(states_BSD) for block in self._layers()]
+        if self.context_processor is not None:
+            projected: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = self.context_processor(states_BSD)
+            return projected
+        attentions = [cast(CrossAttention, block.cross_attention) for block in self._layers()]
+        pairs = [attention.project_context(states_BSD) for attention in attentions]
         return tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs)
 
     def forward(
-        self, code_rows_BPT: Tensor, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], visible: Tensor | None
+        self,
+        code_rows_BPT: Tensor,
+        keys: tuple[Tensor, ...],
+        values: tuple[Tensor, ...],
+        visible: Tensor | None,
+        counted_BP: Tensor | None = None,
     ) -> Tensor:
-        """Teacher forcing: the first T codes of each target, T < L, as table rows -> states (B, P, T + 1, D)."""
+        """Teacher forcing: the first T codes of each target, T < L, as table rows -> states (B, P, T + 1, D).
+
+        `counted_BP` marks the targets whose tokens count as load of experts, None for all.
+        """
         num_positions = code_rows_BPT.size(-1) + 1
         bos = self.bos.weight.expand(*code_rows_BPT.shape[:2], 1, -1)
         x_BPLD = torch.cat([bos, self.codes(code_rows_BPT)], dim=2) + self.levels.weight[:num_positions]
         x_BPLD = self.dropout(x_BPLD.to(residual_dtype(self.blocks)))
+        counted_BPL = None if counted_BP is None else counted_BP[..., None].expand(x_BPLD.shape[:-1])
         for block, block_keys, block_values in zip(self._layers(), keys, values, strict=True):
-            x_BPLD = block(x_BPLD, block_keys, block_values, visible)
+            x_BPLD = block(x_BPLD, block_keys, block_values, visible, counted_BPL)
         return self.norm(x_BPLD.to(self.norm.weight.dtype))
 
     def step(self, codes_BW: Tensor | None, level: int, context: Context, cache: DecoderCache) -> Tensor:

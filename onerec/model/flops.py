@@ -15,7 +15,7 @@ def forward_flops(config: OneRecConfig, num_positions: int, num_targets: int, me
     """
     attended = mean_context + (config.num_levels + 1) / 2
     heads = config.d_model * sum(config.codes_per_level)
-    item_head = config.d_model * (config.d_model + config.num_items) if config.item_head_weight else 0
+    item_head = config.embedding_dim * (config.d_model + config.num_items) if config.item_head_weight else 0
     per_target = config.num_levels * _decoder_position(config, attended) + heads + item_head
     return 2.0 * (num_positions * _context_position(config, mean_context) + num_targets * per_target)
 
@@ -40,15 +40,27 @@ def decoding_flops(config: OneRecConfig, num_positions: int, beams_per_level: Se
 def _context_position(config: OneRecConfig, mean_context: float) -> float:
     """Multiply-adds of one history position, its keys and values for the decoder included."""
     inner = config.num_heads * config.head_dim
-    block = 4 * config.d_model * inner + _feed_forward(config) + 2 * inner * mean_context
-    return config.num_context_layers * block + config.num_decoder_layers * 2 * config.d_model * inner
+    if config.context == "lazy":
+        split = 2 if config.separate_values else 1
+        return config.embedding_dim * split * config.num_kv_layers * config.num_kv_heads * config.head_dim
+    attention = config.num_context_layers * (4 * config.d_model * inner + 2 * inner * mean_context)
+    feed_forwards = _feed_forwards(config, config.num_context_layers, in_context=True)
+    return attention + feed_forwards + config.num_decoder_layers * 2 * config.d_model * inner
 
 
 def _decoder_position(config: OneRecConfig, num_attended: float) -> float:
     """Multiply-adds of one decoder position that attends to `num_attended` context positions and codes."""
     inner = config.num_heads * config.head_dim
-    return config.num_decoder_layers * (6 * config.d_model * inner + _feed_forward(config) + 2 * inner * num_attended)
+    attention = config.num_decoder_layers * (6 * config.d_model * inner + 2 * inner * num_attended)
+    return attention + _feed_forwards(config, config.num_decoder_layers, in_context=False)
 
 
-def _feed_forward(config: OneRecConfig) -> int:
-    return config.d_model * config.d_ff * (3 if config.activation == "swiglu" else 2)
+def _feed_forwards(config: OneRecConfig, num_blocks: int, in_context: bool) -> int:
+    """Multiply-adds of a position in the feed-forwards of a whole stack; of the experts, those that it goes through."""
+    dense = config.d_model * config.d_ff * (3 if config.activation == "swiglu" else 2)
+    if config.num_experts == 0 or (in_context and not config.experts_in_context):
+        return num_blocks * dense
+    num_dense = min(config.num_dense_blocks, num_blocks)
+    num_used = config.experts_per_token + config.num_shared_experts
+    mixture = config.d_model * (config.num_experts + 3 * config.expert_d_ff * num_used)
+    return num_dense * dense + (num_blocks - num_dense) * mixture

@@ -22,12 +22,12 @@ class CodeHeads(nn.Module):
 
 
 class ItemHead(nn.Module):
-    """Logits of every item from a context state: a dense retrieval head that shares the item vectors."""
+    """Logits of every item from a state that has read a history: a dense retrieval head that shares item vectors."""
 
     def __init__(self, config: OneRecConfig) -> None:
         super().__init__()
-        self.query = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.query = nn.Linear(config.d_model, config.embedding_dim, bias=False)
 
-    def forward(self, states_MD: Tensor, item_vectors_ND: Tensor) -> Tensor:
-        """(M, D) and (N, D) -> (M, N)."""
-        return torch.matmul(self.query(states_MD), item_vectors_ND.T)
+    def forward(self, states_MD: Tensor, item_vectors: Tensor) -> Tensor:
+        """States (M, D) and item vectors, one a row of N -> (M, N)."""
+        return torch.matmul(self.query(states_MD), item_vectors.T)

@@ -1,9 +1,8 @@
-"""Transformer parts shared by context and decoder: attention, feed-forward, pre-RMSNorm blocks.
+"""Transformer parts shared by context and decoder: attention and the dense feed-forward.
 
 Shapes: B batch, Q queries, S keys, D width, H heads, d head width.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -11,14 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernels.attention import attend
-from kernels.rms_norm import RMSNorm
-from onerec.model.configuration import OneRecConfig
-from onerec.model.dropout import Dropout
+from onerec.model.configuration import Activation, OneRecConfig
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu_, "gelu": F.gelu, "swiglu": F.silu}
-
-
-EMBEDDING_STD = 0.02
 
 
 def split_heads(x_BQD: Tensor, num_heads: int) -> Tensor:
@@ -83,12 +77,12 @@ class CrossAttention(nn.Module):
 class FeedForward(nn.Module):
     """Position-wise feed-forward: two matrices with ReLU or GELU, or three with SwiGLU."""
 
-    def __init__(self, config: OneRecConfig) -> None:
+    def __init__(self, d_model: int, d_ff: int, activation: Activation) -> None:
         super().__init__()
-        self.gated = config.activation == "swiglu"
-        self.activate = _ACTIVATIONS[config.activation]
-        self.inner = nn.Linear(config.d_model, config.d_ff * (2 if self.gated else 1), bias=False)
-        self.output = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.gated = activation == "swiglu"
+        self.activate = _ACTIVATIONS[activation]
+        self.inner = nn.Linear(d_model, d_ff * (2 if self.gated else 1), bias=False)
+        self.output = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -96,41 +90,6 @@ class FeedForward(nn.Module):
             return self.output(self.activate(self.inner(x)))
         gate, value = self.inner(x).chunk(2, dim=-1)
         return self.output(self.activate(gate) * value)
-
-
-class ContextBlock(nn.Module):
-    """Pre-RMSNorm self-attention and feed-forward."""
-
-    def __init__(self, config: OneRecConfig) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(config.d_model, eps=1e-6)
-        self.attention = SelfAttention(config)
-        self.feed_forward_norm = RMSNorm(config.d_model, eps=1e-6)
-        self.feed_forward = FeedForward(config)
-        self.dropout = Dropout(config.dropout)
-
-    def forward(self, x_BSD: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
-        """(B, S, D) -> (B, S, D)."""
-        x_BSD = x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD), visible, causal))
-        return x_BSD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BSD)))
-
-
-def initialise(module: nn.Module, depth: int) -> None:
-    """Normal weights of variance 1 / fan-in; residual outputs shrunk by sqrt(2 * depth); unit norms.
-
-    Embeddings start small: what a rare item keeps of its random start is noise.
-    """
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=module.in_features**-0.5)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=EMBEDDING_STD)
-    elif isinstance(module, nn.RMSNorm):
-        nn.init.ones_(module.weight)
-    elif isinstance(module, SelfAttention | CrossAttention | FeedForward):
-        std = module.output.in_features**-0.5 / math.sqrt(2 * depth)
-        nn.init.normal_(module.output.weight, std=std)
 
 
 def residual_dtype(blocks: nn.ModuleList) -> torch.dtype:

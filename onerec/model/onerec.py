@@ -2,7 +2,7 @@
 
 Departures from the report:
 1. The context reads one pathway, the newest `max_history_items` items, as item vectors of codes plus an own row.
-2. With a causal context every history position is a target in one pass; the report trains one target a sample.
+2. With a causal or a lazy context every history position is a target in one pass; the report trains one a sample.
 3. An auxiliary softmax over all items may train the context beside the codes, and be a teacher of soft targets to
    the code heads; it is never part of decoding.
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForSeq2SeqLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from onerec.data.batches import IGNORED_TARGET
@@ -28,7 +28,9 @@ from onerec.model.context import Context, ContextEncoder
 from onerec.model.decoder import Decoder, DecoderCache
 from onerec.model.distillation import CodeTeacher
 from onerec.model.heads import CodeHeads, ItemHead
-from onerec.model.layers import initialise, visible_up_to
+from onerec.model.initialisation import initialise
+from onerec.model.layers import visible_up_to
+from onerec.model.moe import balance_experts
 from onerec.model.precision import Precision
 
 
@@ -90,6 +92,8 @@ class OneRec(PreTrainedModel, GenerationMixin):
         model = copy.deepcopy(self)
         model.encoder.blocks.to(torch.bfloat16)
         model.decoder.blocks.to(torch.bfloat16)
+        if model.decoder.context_processor is not None:
+            model.decoder.context_processor.to(torch.bfloat16)
         return model
 
     def encode(self, items_BS: Tensor, lengths_B: Tensor) -> Context:
@@ -119,27 +123,37 @@ class OneRec(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         target_items: Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+        counted: Tensor | None = None,
         **_: Any,
     ) -> OneRecOutput:
         """Loss over target items, or logits over the flat vocabulary in the form of transformers' generate.
 
         Args:
             input_ids: (B, S) item index + 1, 0 for padding on the right.
-            target_items: (B, P) the items after the last P of the 1 + S positions, for a causal context, or (B, 1) the
-                item after the whole history; -100 where there is none.
+            target_items: (B, P) the items after the last P of the 1 + S positions, for a causal or lazy context, or
+                (B, 1) the item after the whole history; -100 where there is none.
             decoder_input_ids: (B, T) flat tokens [BOS, code, ...] with T <= L; used when no targets are given.
             labels: (B, T) flat tokens to predict, -100 to leave out.
+            counted: bool, one or (B, 1): whether the rows count as load of experts; None for yes.
         """
         mask_BS = self._history_mask(input_ids, attention_mask, encoder_outputs)
-        states_BSD = self.encoder(input_ids, mask_BS)[0] if encoder_outputs is None else encoder_outputs[0]
+        states_BSD = self.encoder(input_ids, mask_BS, counted)[0] if encoder_outputs is None else encoder_outputs[0]
         mask_BS = F.pad(mask_BS, (1, 0), value=True)  # from here on S counts the start position
         if target_items is not None:
-            return self._target_loss(states_BSD, mask_BS, target_items)
+            return self._target_loss(states_BSD, mask_BS, target_items, counted)
         if decoder_input_ids is None:
             raise ValueError("OneRec.forward needs target_items or decoder_input_ids")
         logits_BTV = self._flat_logits(states_BSD, mask_BS, decoder_input_ids)
         loss = None if labels is None else F.cross_entropy(logits_BTV.flatten(0, 1), labels.flatten())
         return OneRecOutput(loss=loss, logits=logits_BTV, encoder_last_hidden_state=states_BSD)
+
+    def balance_experts(self) -> Tensor | None:
+        """Even out the experts' loads; to be called after each optimizer step, by all processes together.
+
+        Returns:
+            The loads (routers, experts) since the last call, for `moe.load_statistics`; None without experts.
+        """
+        return balance_experts(self, self.config.balancing_rate)
 
     def get_encoder(self, *_: Any, **__: Any) -> ContextEncoder:
         return self.encoder
@@ -173,18 +187,22 @@ class OneRec(PreTrainedModel, GenerationMixin):
         rows, positions = encoder_outputs[0].shape[:2]
         return torch.ones(rows, positions - 1, dtype=torch.bool, device=encoder_outputs[0].device)
 
-    def _target_loss(self, states_BSD: Tensor, mask_BS: Tensor, target_items_BP: Tensor) -> OneRecOutput:
+    def _target_loss(
+        self, states_BSD: Tensor, mask_BS: Tensor, target_items_BP: Tensor, counted: Tensor | None
+    ) -> OneRecOutput:
         has_target_BP = target_items_BP != IGNORED_TARGET
+        counted_BP = has_target_BP if counted is None else has_target_BP & counted
         code_rows_BPL = self.encoder.code_rows_NL[target_items_BP.clamp(min=0)]
         keys, values = self.decoder.project_context(states_BSD)
         visible = self._visible_to_targets(mask_BS, target_items_BP.size(1))
-        hidden_BPLD = self.decoder(code_rows_BPL[..., :-1], keys, values, visible)
-        items_M = target_items_BP[has_target_BP]
+        hidden_BPLD = self.decoder(code_rows_BPL[..., :-1], keys, values, visible, counted_BP)
+        hidden_MLD, items_M = hidden_BPLD[has_target_BP], target_items_BP[has_target_BP]
         item_loss = ordered_probs_MN = None
         if self.item_head is not None:
-            states_MD = self._states_before_targets(states_BSD, mask_BS, has_target_BP)
+            lazy = self.config.context == "lazy"  # no context position has seen another, but BOS has seen them all
+            states_MD = hidden_MLD[:, 0] if lazy else self._states_before_targets(states_BSD, mask_BS, has_target_BP)
             item_loss, ordered_probs_MN = self._item_loss(self.item_head, states_MD, items_M)
-        level_losses_L = self._level_losses(hidden_BPLD[has_target_BP], items_M, ordered_probs_MN)
+        level_losses_L = self._level_losses(hidden_MLD, items_M, ordered_probs_MN)
         loss = level_losses_L.sum()
         if item_loss is not None:
             loss = loss + self.config.item_head_weight * item_loss
@@ -251,3 +269,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
                 hidden_BTD[:, level], level
             )
         return logits_BTV
+
+
+AutoModel.register(OneRecConfig, OneRec)
+AutoModelForSeq2SeqLM.register(OneRecConfig, OneRec)

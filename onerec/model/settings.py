@@ -2,7 +2,7 @@
 
 from pydantic import Field, PositiveInt, model_validator
 
-from onerec.model.configuration import Activation, ContextKind, OneRecConfig, Positions
+from onerec.model.configuration import Activation, ContextKind, OneRecConfig, Positions, RouterScore
 from tokenizer.settings import Settings
 
 
@@ -13,10 +13,32 @@ class ModelSettings(Settings):
     num_heads: PositiveInt = Field(4, description="attention heads (the report's 0.015B model: 4)")
     head_dim: PositiveInt | None = Field(None, description="width of a head; None for d_model / num_heads")
     d_ff: PositiveInt = Field(512, description="inner width of the feed-forward")
-    num_context_layers: PositiveInt = Field(2, description="blocks of the context encoder")
+    num_context_layers: PositiveInt = Field(2, description="blocks of the context encoder; a lazy context has none")
     num_decoder_layers: PositiveInt = Field(2, description="blocks of the decoder")
-    context: ContextKind = Field("causal", description="causal: every position a target; bidirectional: the report's")
-    activation: Activation = Field("gelu", description="of the feed-forward")
+    context: ContextKind = Field(
+        "causal",
+        description="causal: every position a target; bidirectional: the report's; lazy: OneRec-V2's, without encoder",
+    )
+    embedding_dim: PositiveInt | None = Field(
+        None, description="lazy: width of the item vectors (V2, table 5: d_model / 20); None for d_model"
+    )
+    num_kv_heads: PositiveInt | None = Field(
+        None, description="lazy: heads of keys and values, G_kv; None for num_heads (V2's default)"
+    )
+    num_kv_layers: PositiveInt = Field(1, description="lazy: sets of keys and values, L_kv (V2: 1, for all layers)")
+    separate_values: bool = Field(False, description="lazy: values apart from keys, S_kv = 2 (V2: keys are the values)")
+    activation: Activation = Field("gelu", description="of the dense feed-forward; experts are always SwiGLU")
+    num_experts: int = Field(0, ge=0, description="routed experts in place of the decoder's feed-forward; 0: dense")
+    experts_per_token: PositiveInt = Field(2, description="routed experts of a token (the report's 0.935B model: 2)")
+    num_shared_experts: int = Field(0, ge=0, description="further experts that every token goes through (V2: 1)")
+    expert_d_ff: PositiveInt | None = Field(None, description="inner width of an expert; None for d_ff")
+    num_dense_blocks: int = Field(0, ge=0, description="first blocks of a stack without experts (V2: 2)")
+    experts_in_context: bool = Field(False, description="experts in the context encoder too (the report's 2.6B model)")
+    router_score: RouterScore = Field("sigmoid", description="of a router's logits (arXiv 2408.15664: sigmoid)")
+    normalise_gates: bool = Field(False, description="scores of a token's experts sum to 1 (DeepSeek-V3, hence V2)")
+    balancing_rate: float = Field(
+        1e-3, ge=0, description="step of the biases that even out experts' loads (arXiv 2408.15664: 0.001); 0: none"
+    )
     max_history_items: PositiveInt = Field(50, description="newest items of a history that are read")
     positions: Positions = Field("from_start", description="which item has position 0, the oldest read or the newest")
     item_embedding: bool = Field(True, description="an own vector for each item beside its codes, in the context")
@@ -32,6 +54,61 @@ class ModelSettings(Settings):
     def _teacher_exists(self) -> "ModelSettings":
         if self.item_distillation and not self.item_head_weight:
             raise ValueError("item_distillation needs the item head; set item_head_weight above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "ModelSettings":
+        if self.head_dim is None and self.d_model % self.num_heads:
+            raise ValueError(
+                f"num_heads: found {self.num_heads}, expected a divisor of d_model {self.d_model}; "
+                "change one of them or give head_dim"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lazy_is_consistent(self) -> "ModelSettings":
+        lazy_only = ("embedding_dim", "num_kv_heads", "num_kv_layers", "separate_values")
+        changed = [key for key in lazy_only if getattr(self, key) != type(self).model_fields[key].default]
+        if self.context != "lazy" and changed:
+            raise ValueError(
+                f"{', '.join(changed)}: found with context {self.context}, expected context lazy; "
+                "set context=lazy or leave them out"
+            )
+        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads: found {self.num_kv_heads}, expected a divisor of num_heads {self.num_heads}; "
+                "change one of them"
+            )
+        if self.num_kv_layers > self.num_decoder_layers:
+            raise ValueError(
+                f"num_kv_layers: found {self.num_kv_layers}, expected at most num_decoder_layers "
+                f"{self.num_decoder_layers}; share each set by one layer or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _experts_are_consistent(self) -> "ModelSettings":
+        if self.num_experts == 0:
+            if self.num_shared_experts or self.num_dense_blocks or self.experts_in_context:
+                raise ValueError(
+                    "num_experts: found 0 beside num_shared_experts, num_dense_blocks or experts_in_context, "
+                    "expected routed experts; set num_experts or leave those out"
+                )
+            return self
+        if self.experts_per_token > self.num_experts:
+            raise ValueError(
+                f"experts_per_token: found {self.experts_per_token}, expected at most num_experts {self.num_experts}; "
+                "lower it or add experts"
+            )
+        if self.num_dense_blocks >= self.num_decoder_layers:
+            raise ValueError(
+                f"num_dense_blocks: found {self.num_dense_blocks}, expected fewer than num_decoder_layers "
+                f"{self.num_decoder_layers}; leave a block to the experts or set num_experts=0"
+            )
+        if self.experts_in_context and self.context == "lazy":
+            raise ValueError(
+                "experts_in_context: found with context lazy, which has no encoder; expected causal or bidirectional"
+            )
         return self
 
     def configuration(self, codes_per_level: tuple[int, ...], num_items: int) -> OneRecConfig:

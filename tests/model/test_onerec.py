@@ -1,10 +1,12 @@
 """The model: training, decoding and transformers' form give the same numbers; padding and options change nothing."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel, AutoModelForSeq2SeqLM
 
 from onerec.data.batches import IGNORED_TARGET
 from onerec.errors import ArtifactError
@@ -43,7 +45,7 @@ def log_probabilities_by_steps(model: OneRec, history: list[int], item: int) -> 
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("context", ["causal", "bidirectional"])
+@pytest.mark.parametrize("context", ["causal", "bidirectional", "lazy"])
 @pytest.mark.parametrize("activation", ["relu", "gelu", "swiglu"])
 def test_decoding_steps_give_the_training_loss(context: str, activation: str) -> None:
     model = build_model(context=context, activation=activation)
@@ -52,8 +54,10 @@ def test_decoding_steps_give_the_training_loss(context: str, activation: str) ->
     torch.testing.assert_close(output.level_losses_L, -log_probabilities_by_steps(model, history, item))
 
 
-def test_every_position_equals_its_one_target_form() -> None:
-    model = build_model(item_head_weight=0.5)
+@pytest.mark.parametrize("num_experts", [0, 4])
+@pytest.mark.parametrize("context", ["causal", "lazy"])
+def test_every_position_equals_its_one_target_form(context: str, num_experts: int) -> None:
+    model = build_model(context=context, num_experts=num_experts, item_head_weight=0.5)
     histories, targets = [[3, 17, 30, 4], [8, 8]], [[9, 17, 30, 4, 21], [1, 8, 5]]
     many = model(
         input_ids=torch.tensor([[4, 18, 31, 5], [9, 9, 0, 0]]),
@@ -70,7 +74,7 @@ def test_every_position_equals_its_one_target_form() -> None:
 
 
 @pytest.mark.parametrize("positions", ["from_start", "from_end"])
-@pytest.mark.parametrize("context", ["causal", "bidirectional"])
+@pytest.mark.parametrize("context", ["causal", "bidirectional", "lazy"])
 def test_padding_and_company_change_nothing(context: str, positions: str) -> None:
     model = build_model(context=context, positions=positions)
     alone = model.decode_step(None, 0, model.encode(torch.tensor([[3, 9]]), torch.tensor([2])), model.new_cache())
@@ -79,8 +83,9 @@ def test_padding_and_company_change_nothing(context: str, positions: str) -> Non
     torch.testing.assert_close(together[:1], alone)
 
 
-def test_leading_positions_without_targets_may_be_left_out() -> None:
-    model = build_model(item_head_weight=1.0).eval()
+@pytest.mark.parametrize("context", ["causal", "lazy"])
+def test_leading_positions_without_targets_may_be_left_out(context: str) -> None:
+    model = build_model(context=context, item_head_weight=1.0).eval()
     input_ids = torch.tensor([[3, 1, 4, 2], [5, 9, 2, 6]])
     targets = torch.tensor([[-100, -100, -100, 6, 8], [-100, -100, 7, -100, 1]])
     whole, cut = (model(input_ids=input_ids, target_items=some) for some in (targets, targets[:, 2:]))
@@ -103,8 +108,9 @@ def test_positions_from_the_end_number_the_newest_item_zero() -> None:
     assert not torch.allclose(moved[3], states[0][3])
 
 
-def test_user_without_history_has_finite_probabilities() -> None:
-    log_probs = log_probabilities_by_steps(build_model(), [], 5)
+@pytest.mark.parametrize("context", ["causal", "lazy"])
+def test_user_without_history_has_finite_probabilities(context: str) -> None:
+    log_probs = log_probabilities_by_steps(build_model(context=context), [], 5)
     assert torch.isfinite(log_probs).all()
 
 
@@ -116,7 +122,7 @@ def test_causal_context_ignores_the_future() -> None:
     assert not torch.allclose(first[:, 3], second[:, 3])
 
 
-@pytest.mark.parametrize("context", ["causal", "bidirectional"])
+@pytest.mark.parametrize("context", ["causal", "bidirectional", "lazy"])
 def test_bfloat16_blocks_give_nearly_the_same_float32_scores(context: str) -> None:
     model = build_model(context=context)
     coarse = model.for_decoding("bfloat16")
@@ -163,10 +169,13 @@ def test_auxiliary_head_leaves_the_plain_path_alone() -> None:
     torch.testing.assert_close(with_head(**inputs).level_losses_L, plain(**inputs).level_losses_L)
 
 
-def test_weights_come_back_with_their_table(tmp_path: Path) -> None:
-    model = build_model()
+@pytest.mark.parametrize("changes", [{}, {"context": "lazy", "num_kv_heads": 1}, {"num_experts": 4}])
+@pytest.mark.parametrize("loader", [OneRec, AutoModel, AutoModelForSeq2SeqLM])
+def test_weights_come_back_with_their_table(tmp_path: Path, loader: Any, changes: dict[str, object]) -> None:
+    model = build_model(**changes)
     model.save_pretrained(tmp_path)
-    loaded = OneRec.from_pretrained(tmp_path).eval()
+    loaded = loader.from_pretrained(tmp_path).eval()
+    assert isinstance(loaded, OneRec)
     np.testing.assert_array_equal(loaded.encoder.code_rows_NL, model.encoder.code_rows_NL)
     assert loaded.config.table_hash == "hash-of-the-table"
     torch.testing.assert_close(
