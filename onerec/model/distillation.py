@@ -1,11 +1,15 @@
-"""Soft code targets out of the item head: what its distribution over items says of each level of the true path.
+"""What the item head's distribution over items teaches the code heads.
 
 The item head learns a catalogue faster than the code heads do, since every item has a vector of its own. Summed over
-the items below each trie node, its softmax is a distribution over the codes of a level given the true prefix, which
-tells the decoder about all plausible items at once where the hard target tells it about one.
+the items below each trie node, its softmax is a distribution over the codes of a level given a prefix, which tells the
+decoder about all plausible items at once where the hard target tells it about one. The prefix may be the true item's or
+that of an item drawn from the distribution itself: a beam search follows plausible prefixes more often than true ones.
 
 Shapes: M targets, N items, L levels, K codes of a level, R items below a node.
 """
+
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -28,27 +32,52 @@ class CodeTeacher:
         self.first_NL = torch.from_numpy(np.stack([first[place_N] for first, _ in ranges], axis=1)).to(device)
         self.last_NL = torch.from_numpy(np.stack([last[place_N] for _, last in ranges], axis=1)).to(device)
 
-    def targets(self, ordered_probs_MN: Tensor, items_M: Tensor, level: int) -> Tensor:
-        """Distribution (M, K) over the codes of `level` given each target's first `level` codes.
+    def lesson(self, ordered_probs_MN: Tensor) -> "Lesson":
+        """What the items' probabilities, in the order of `order_N`, say of the codes."""
+        return Lesson(self, ordered_probs_MN)
 
-        `ordered_probs_MN` holds the items' probabilities in the order of `order_N`.
-        """
+
+@dataclass(frozen=True)
+class Lesson:
+    """The item head's distribution for each of M targets."""
+
+    teacher: CodeTeacher
+    ordered_probs_MN: Tensor
+
+    @cached_property
+    def first_level(self) -> Tensor:
+        """Mass (M, K) of each first code; running sums and their differences would take four times as long on a CPU."""
+        mass_MK = self.ordered_probs_MN.new_zeros(len(self.ordered_probs_MN), self.teacher.codes_per_level[0])
+        codes_MN = self.teacher.codes_NL[:, 0].expand_as(self.ordered_probs_MN)
+        return mass_MK.scatter_add_(1, codes_MN, self.ordered_probs_MN)
+
+    def code_targets(self, items_M: Tensor, level: int) -> Tensor:
+        """Distribution (M, K) over the codes of `level` given the first `level` codes of `items_M`."""
         if level == 0:
-            return self._first_level(ordered_probs_MN)
-        first_M, last_M = self.first_NL[items_M, level], self.last_NL[items_M, level]
-        places_MR = first_M[:, None] + torch.arange(int((last_M - first_M).max()), device=first_M.device)
-        below_MR = places_MR < last_M[:, None]
-        places_MR = torch.where(below_MR, places_MR, first_M[:, None])
-        mass_MR = ordered_probs_MN.gather(1, places_MR) * below_MR
-        mass_MK = mass_MR.new_zeros(len(items_M), self.codes_per_level[level])
-        mass_MK.scatter_add_(1, self.codes_NL[places_MR, level], mass_MR)
+            return self.first_level
+        teacher = self.teacher
+        first_M, last_M = teacher.first_NL[items_M, level], teacher.last_NL[items_M, level]
+        places_MR, mass_MR = self._below(first_M, last_M)
+        mass_MK = mass_MR.new_zeros(len(items_M), teacher.codes_per_level[level])
+        mass_MK.scatter_add_(1, teacher.codes_NL[places_MR, level], mass_MR)
         total_M1 = mass_MK.sum(dim=1, keepdim=True)
         return mass_MK / total_M1.clamp(min=torch.finfo(mass_MK.dtype).tiny)
 
-    def _first_level(self, ordered_probs_MN: Tensor) -> Tensor:
-        """Mass of each first code; running sums and their differences would take four times as long on a CPU."""
-        mass_MK = ordered_probs_MN.new_zeros(len(ordered_probs_MN), self.codes_per_level[0])
-        return mass_MK.scatter_add_(1, self.codes_NL[:, 0].expand_as(ordered_probs_MN), ordered_probs_MN)
+    def sample_items(self) -> Tensor:
+        """One item (M,) a target, drawn from its distribution: a first code, then an item below it."""
+        first_codes_M = torch.multinomial(self.first_level, 1)[:, 0]
+        ends_K = torch.bincount(self.teacher.codes_NL[:, 0], minlength=self.teacher.codes_per_level[0]).cumsum(0)
+        first_M = torch.nn.functional.pad(ends_K, (1, 0))[first_codes_M]
+        places_MR, mass_MR = self._below(first_M, ends_K[first_codes_M])
+        drawn_M1 = torch.multinomial(mass_MR, 1)
+        return self.teacher.order_N[places_MR.gather(1, drawn_M1)[:, 0]]
+
+    def _below(self, first_M: Tensor, last_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Places (M, R) from `first_M` up to `last_M`, and their mass, 0 beyond."""
+        places_MR = first_M[:, None] + torch.arange(int((last_M - first_M).max()), device=first_M.device)
+        below_MR = places_MR < last_M[:, None]
+        places_MR = torch.where(below_MR, places_MR, first_M[:, None])
+        return places_MR, self.ordered_probs_MN.gather(1, places_MR) * below_MR
 
 
 def _prefix_ranges(prefixes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ from onerec.errors import ArtifactError
 from onerec.model.configuration import NUM_SPECIAL_TOKENS, PAD_TOKEN, OneRecConfig
 from onerec.model.context import Context, ContextEncoder
 from onerec.model.decoder import Decoder, DecoderCache
-from onerec.model.distillation import CodeTeacher
+from onerec.model.distillation import CodeTeacher, Lesson
 from onerec.model.heads import CodeHeads, ItemHead
 from onerec.model.initialisation import initialise
 from onerec.model.layers import visible_up_to
@@ -192,17 +192,21 @@ class OneRec(PreTrainedModel, GenerationMixin):
     ) -> OneRecOutput:
         has_target_BP = target_items_BP != IGNORED_TARGET
         counted_BP = has_target_BP if counted is None else has_target_BP & counted
-        code_rows_BPL = self.encoder.code_rows_NL[target_items_BP.clamp(min=0)]
+        items_M = target_items_BP[has_target_BP]
+        item_loss, lesson, paths_M = None, None, items_M
+        lazy = self.config.context == "lazy"  # no context position has seen another, but BOS has seen them all
+        if self.item_head is not None and not lazy:
+            states_MD = self._states_before_targets(states_BSD, mask_BS, has_target_BP)
+            item_loss, lesson = self._item_loss(self.item_head, states_MD, items_M)
+            paths_M = self._draw_paths(items_M, lesson)
+        paths_BP = torch.zeros_like(target_items_BP).masked_scatter(has_target_BP, paths_M)
         keys, values = self.decoder.project_context(states_BSD)
         visible = self._visible_to_targets(mask_BS, target_items_BP.size(1))
-        hidden_BPLD = self.decoder(code_rows_BPL[..., :-1], keys, values, visible, counted_BP)
-        hidden_MLD, items_M = hidden_BPLD[has_target_BP], target_items_BP[has_target_BP]
-        item_loss = ordered_probs_MN = None
-        if self.item_head is not None:
-            lazy = self.config.context == "lazy"  # no context position has seen another, but BOS has seen them all
-            states_MD = hidden_MLD[:, 0] if lazy else self._states_before_targets(states_BSD, mask_BS, has_target_BP)
-            item_loss, ordered_probs_MN = self._item_loss(self.item_head, states_MD, items_M)
-        level_losses_L = self._level_losses(hidden_MLD, items_M, ordered_probs_MN)
+        code_rows_BPL = self.encoder.code_rows_NL[paths_BP]
+        hidden_MLD = self.decoder(code_rows_BPL[..., :-1], keys, values, visible, counted_BP)[has_target_BP]
+        if self.item_head is not None and lazy:
+            item_loss, lesson = self._item_loss(self.item_head, hidden_MLD[:, 0], items_M)
+        level_losses_L = self._level_losses(hidden_MLD, paths_M, lesson)
         loss = level_losses_L.sum()
         if item_loss is not None:
             loss = loss + self.config.item_head_weight * item_loss
@@ -224,24 +228,31 @@ class OneRec(PreTrainedModel, GenerationMixin):
         rows = torch.arange(states_BSD.size(0), device=states_BSD.device)
         return states_BSD[rows, mask_BS.sum(dim=1) - 1][has_target_BP[:, 0]]
 
-    def _item_loss(self, head: ItemHead, states_MD: Tensor, items_M: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Loss of the item head and, for distillation, its probabilities in the order of the tree of codes."""
+    def _item_loss(self, head: ItemHead, states_MD: Tensor, items_M: Tensor) -> tuple[Tensor, Lesson | None]:
+        """Loss of the item head and, in training, what it teaches the code heads, where they are to learn from it."""
         vectors_ND = self.encoder.item_vectors()
-        if not (self.training and self.config.item_distillation):
+        if not (self.training and (self.config.item_distillation or self.config.path_sampling)):
             return F.cross_entropy(head(states_MD, vectors_ND).float(), items_M), None
         teacher = self._code_teacher()
         log_probs_MN = head(states_MD, vectors_ND[teacher.order_N]).float().log_softmax(dim=-1)
-        return F.nll_loss(log_probs_MN, teacher.place_N[items_M]), log_probs_MN.detach().exp()
+        return F.nll_loss(log_probs_MN, teacher.place_N[items_M]), teacher.lesson(log_probs_MN.detach().exp())
 
-    def _level_losses(self, hidden_MLD: Tensor, items_M: Tensor, ordered_probs_MN: Tensor | None) -> Tensor:
+    def _draw_paths(self, items_M: Tensor, lesson: Lesson | None) -> Tensor:
+        """The items whose codes the decoder reads and learns: the true ones, or by share drawn from the item head."""
+        if lesson is None or not self.config.path_sampling or not len(items_M):
+            return items_M
+        drawn_M = torch.rand(items_M.shape, device=items_M.device) < self.config.path_sampling
+        return torch.where(drawn_M, lesson.sample_items(), items_M)
+
+    def _level_losses(self, hidden_MLD: Tensor, items_M: Tensor, lesson: Lesson | None) -> Tensor:
         """Mean cross-entropy of each level, partly against the item head's distribution where one is given."""
         losses, code_rows_ML = [], self.encoder.code_rows_NL[items_M]
         for level, offset in enumerate(self.config.level_offsets):
             logits_MK = self.code_heads(hidden_MLD[:, level], level).float()
             codes_M = code_rows_ML[:, level] - (offset - NUM_SPECIAL_TOKENS)
             loss = F.cross_entropy(logits_MK, codes_M, label_smoothing=self._smoothing())
-            if ordered_probs_MN is not None:
-                soft_MK = self._code_teacher().targets(ordered_probs_MN, items_M, level)
+            if lesson is not None and self.config.item_distillation:
+                soft_MK = lesson.code_targets(items_M, level)
                 loss = torch.lerp(loss, F.cross_entropy(logits_MK, soft_MK), self.config.item_distillation)
             losses.append(loss)
         return torch.stack(losses)

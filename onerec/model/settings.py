@@ -46,14 +46,20 @@ class ModelSettings(Settings):
     item_distillation: float = Field(
         0.0, ge=0, le=1, description="share of each code's target taken from the item head's distribution"
     )
+    path_sampling: float = Field(
+        0.0, ge=0, le=1, description="share of targets whose codes are those of an item that the item head drew"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over a level's other codes")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of activations dropped in training, in 256ths")
     item_dropout: float = Field(0.0, ge=0, lt=1, description="share of history items dropped in training")
 
     @model_validator(mode="after")
     def _teacher_exists(self) -> "ModelSettings":
-        if self.item_distillation and not self.item_head_weight:
-            raise ValueError("item_distillation needs the item head; set item_head_weight above 0")
+        taught = "item_distillation" if self.item_distillation else "path_sampling" if self.path_sampling else None
+        if taught and not self.item_head_weight:
+            raise ValueError(f"{taught} needs the item head; set item_head_weight above 0")
+        if self.path_sampling and self.context == "lazy":
+            raise ValueError("path_sampling needs a context encoder; set it to 0, or the context to causal")
         return self
 
     @model_validator(mode="after")

@@ -204,11 +204,40 @@ def test_item_dropout_hides_items_in_training_only() -> None:
 def test_soft_targets_sum_items_below_each_code() -> None:
     """Four items in the tree {0: {0, 1}, 1: {1}}, of which (0, 1) holds two."""
     teacher = CodeTeacher(np.array([[1, 1], [0, 1], [0, 0], [0, 1]]), [2, 2], torch.device("cpu"))
-    item_probs = torch.tensor([[0.4, 0.3, 0.2, 0.1]])[:, teacher.order_N]
-    torch.testing.assert_close(teacher.targets(item_probs, torch.tensor([2]), 0), torch.tensor([[0.6, 0.4]]))
-    given_first_0 = teacher.targets(item_probs, torch.tensor([3]), 1)
+    lesson = teacher.lesson(torch.tensor([[0.4, 0.3, 0.2, 0.1]])[:, teacher.order_N])
+    torch.testing.assert_close(lesson.code_targets(torch.tensor([2]), 0), torch.tensor([[0.6, 0.4]]))
+    given_first_0 = lesson.code_targets(torch.tensor([3]), 1)
     torch.testing.assert_close(given_first_0, torch.tensor([[0.2 / 0.6, 0.4 / 0.6]]))
-    torch.testing.assert_close(teacher.targets(item_probs, torch.tensor([0]), 1), torch.tensor([[0.0, 1.0]]))
+    torch.testing.assert_close(lesson.code_targets(torch.tensor([0]), 1), torch.tensor([[0.0, 1.0]]))
+
+
+def test_paths_are_drawn_from_the_distribution_over_items() -> None:
+    rng = np.random.default_rng(0)
+    teacher = CodeTeacher(rng.integers(0, 4, (30, 3)), [4, 4, 4], torch.device("cpu"))
+    probs_N = torch.from_numpy(rng.dirichlet(np.full(30, 0.3))).float()
+    torch.manual_seed(0)
+    lesson = teacher.lesson(probs_N[teacher.order_N].repeat(20_000, 1))
+    shares_N = torch.bincount(lesson.sample_items(), minlength=30) / 20_000
+    torch.testing.assert_close(shares_N, probs_N, atol=0.015, rtol=0)  # four standard deviations of a share of a half
+
+
+def test_path_sampling_trains_the_codes_of_drawn_items_in_training_only() -> None:
+    inputs = {"input_ids": torch.tensor([[4, 18]]), "target_items": torch.tensor([[22]])}
+    shape = {"item_head_weight": 1.0, "dropout": 0.0}
+    true = build_model(**shape).train()
+    drawn = build_model(**shape, path_sampling=1.0).train()
+    torch.manual_seed(0)
+    outputs = drawn(**inputs)
+    torch.manual_seed(0)
+    states_BSD = drawn.encoder.encode(torch.tensor([[3, 17]]), torch.tensor([2]))
+    _, lesson = drawn._item_loss(drawn.item_head, states_BSD[:, -1], torch.tensor([22]))
+    torch.rand(1)  # decides whether to draw: always
+    item = lesson.sample_items()
+    assert item.item() != 22
+    expected = true(input_ids=inputs["input_ids"], target_items=item[None])
+    torch.testing.assert_close(outputs.level_losses_L, expected.level_losses_L)
+    torch.testing.assert_close(outputs.item_loss, true(**inputs).item_loss)
+    torch.testing.assert_close(drawn.eval()(**inputs).loss, true.eval()(**inputs).loss)
 
 
 def test_distillation_mixes_hard_and_soft_targets_in_training_only() -> None:
