@@ -19,6 +19,7 @@ class OneRecConfig(PreTrainedConfig):
     Args:
         codes_per_level: codes K of each semantic-ID level, the collision suffix included.
         num_items: items in the catalogue the ID table covers.
+        num_pieces: pieces of semantic IDs that have vectors in the context; 0 for none.
         d_model, num_heads, head_dim, d_ff: width, attention heads, width of a head, inner width of the feed-forward.
         num_context_layers, num_decoder_layers: blocks of the context encoder and of the decoder.
         context: "causal" (each history position sees the ones before it, so all are targets in one pass),
@@ -58,6 +59,7 @@ class OneRecConfig(PreTrainedConfig):
         self,
         codes_per_level: list[int] | tuple[int, ...] = (256, 256, 256),
         num_items: int = 1,
+        num_pieces: int = 0,
         d_model: int = 128,
         num_heads: int = 4,
         head_dim: int | None = None,
@@ -93,6 +95,7 @@ class OneRecConfig(PreTrainedConfig):
     ) -> None:
         self.codes_per_level = list(codes_per_level)
         self.num_items = num_items
+        self.num_pieces = num_pieces
         self.d_model = self.hidden_size = d_model
         self.num_heads = self.num_attention_heads = num_heads
         self.head_dim = head_dim if head_dim is not None else d_model // num_heads

@@ -1,7 +1,8 @@
 """The user's context: history items as vectors, an item-level encoder, and what the decoder attends to.
 
-A history of S items costs S positions, not S * L: an item is the sum of its code vectors and, by option, an own
-vector. A lazy context is these vectors with their positions alone; `onerec.model.lazy` makes keys and values of them.
+A history of S items costs S positions, not S * L: an item is the sum of its code vectors and, by option, those of its
+pieces and an own one. A lazy context is these vectors with their positions alone; `onerec.model.lazy` makes keys and
+values of them.
 
 Shapes: B batch, S history length in items, D width (`embedding_dim` in a lazy context), L levels, H heads, d head
 width.
@@ -37,18 +38,35 @@ class Context:
 
 
 class ItemEmbedding(nn.Module):
-    """Item indices to vectors: one table of code vectors for all levels, and an optional row of the item's own."""
+    """Item indices to vectors: the sum of its codes' vectors and, by option, of its pieces' and one of its own.
+
+    `piece_rows_NL` holds the pieces of each item, padded with the last row of their table, which no sum includes.
+    """
+
+    piece_rows_NL: Tensor
 
     def __init__(self, config: OneRecConfig) -> None:
         super().__init__()
         self.codes = nn.Embedding(sum(config.codes_per_level), config.embedding_dim)
         self.items = nn.Embedding(config.num_items, config.embedding_dim) if config.item_embedding else None
+        self.pieces: nn.Embedding | None = None
+        if config.num_pieces:
+            self.pieces = nn.Embedding(config.num_pieces + 1, config.embedding_dim, padding_idx=config.num_pieces)
+            none_NL = torch.full((config.num_items, config.num_levels), config.num_pieces)
+            self.register_buffer("piece_rows_NL", none_NL)
 
     def forward(self, items: Tensor, code_rows_NL: Tensor) -> Tensor:
         """Item indices (...) -> (..., D)."""
-        rows = code_rows_NL[items].flatten(0, -2)
-        summed = F.embedding_bag(rows, self.codes.weight, mode="sum").unflatten(0, items.shape)
-        return summed if self.items is None else summed + self.items(items)
+        vectors = _sum_rows(code_rows_NL[items], self.codes)
+        if self.pieces is not None:
+            vectors = vectors + _sum_rows(self.piece_rows_NL[items], self.pieces)
+        return vectors if self.items is None else vectors + self.items(items)
+
+
+def _sum_rows(rows: Tensor, table: nn.Embedding) -> Tensor:
+    """Rows of a table (..., L) -> the sum of their vectors (..., D)."""
+    summed = F.embedding_bag(rows.flatten(0, -2), table.weight, mode="sum", padding_idx=table.padding_idx)
+    return summed.unflatten(0, rows.shape[:-1])
 
 
 class ContextBlock(nn.Module):

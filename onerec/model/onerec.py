@@ -83,6 +83,24 @@ class OneRec(PreTrainedModel, GenerationMixin):
         self.config.table_hash = table_hash
         self._teacher = None
 
+    def set_pieces(self, pieces_P: np.ndarray, offsets: np.ndarray) -> None:
+        """Store the pieces of each item's semantic ID: those of item k are `pieces_P[offsets[k]:offsets[k + 1]]`.
+
+        Raises:
+            ArtifactError: pieces of another catalogue, or beyond the model's number of them.
+        """
+        lengths_N = np.diff(offsets)
+        if len(lengths_N) != self.config.num_items or pieces_P.max(initial=-1) >= self.config.num_pieces:
+            raise ArtifactError(
+                f"pieces: found {len(lengths_N)} items and pieces up to {pieces_P.max(initial=-1)}, expected "
+                f"{self.config.num_items} items and pieces below {self.config.num_pieces}. Use the pieces of the "
+                "model's own tokenizer."
+            )
+        rows_NL = self.encoder.embedding.piece_rows_NL
+        padded_NL = np.full(rows_NL.shape, self.config.num_pieces, dtype=np.int64)
+        padded_NL[np.arange(self.config.num_levels) < lengths_N[:, None]] = pieces_P
+        rows_NL.copy_(torch.from_numpy(padded_NL))
+
     # ---- decoding ------------------------------------------------------------------------------------------------
 
     def for_decoding(self, precision: Precision) -> "OneRec":

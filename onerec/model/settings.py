@@ -117,6 +117,8 @@ class ModelSettings(Settings):
             )
         return self
 
-    def configuration(self, codes_per_level: tuple[int, ...], num_items: int) -> OneRecConfig:
-        """The model's configuration for an ID table of `num_items` rows."""
-        return OneRecConfig(codes_per_level=codes_per_level, num_items=num_items, **self.model_dump())
+    def configuration(self, codes_per_level: tuple[int, ...], num_items: int, num_pieces: int = 0) -> OneRecConfig:
+        """The model's configuration for an ID table of `num_items` rows, whose IDs may be cut into pieces."""
+        return OneRecConfig(
+            codes_per_level=codes_per_level, num_items=num_items, num_pieces=num_pieces, **self.model_dump()
+        )

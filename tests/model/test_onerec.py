@@ -191,6 +191,29 @@ def test_table_of_another_shape_is_refused() -> None:
         model.set_codes(np.full((40, 3), 5), "x")
 
 
+def test_an_items_vector_has_its_pieces_too() -> None:
+    model = build_model(num_pieces=5)
+    items = torch.tensor([0, 7, 39])
+    without = model.encoder.embedding(items, model.encoder.code_rows_NL)
+    offsets = np.zeros(NUM_ITEMS + 1, dtype=np.int64)
+    offsets[1:] = 2  # item 0 has two pieces, the others none until the last
+    offsets[-1] = 3
+    model.set_pieces(np.array([4, 1, 0]), offsets)
+    table = model.encoder.embedding.pieces.weight
+    expected = without + torch.stack([table[4] + table[1], torch.zeros(16), table[0]])
+    torch.testing.assert_close(model.encoder.embedding(items, model.encoder.code_rows_NL), expected)
+    with pytest.raises(ArtifactError, match="found 2 items and pieces up to 5, expected 40 items and pieces below 5"):
+        model.set_pieces(np.array([5, 1, 0]), np.array([0, 2, 3]))
+
+
+def test_pieces_travel_with_the_weights(tmp_path: Path) -> None:
+    model = build_model(num_pieces=5)
+    model.set_pieces(np.arange(NUM_ITEMS) % 5, np.arange(NUM_ITEMS + 1))
+    model.save_pretrained(tmp_path)
+    loaded = OneRec.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded.encoder.item_vectors(), model.encoder.item_vectors())
+
+
 def test_item_dropout_hides_items_in_training_only() -> None:
     model = build_model(item_dropout=0.999)
     items, lengths = torch.tensor([[3, 9, 7]]), torch.tensor([3])
