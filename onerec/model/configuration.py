@@ -47,6 +47,8 @@ class OneRecConfig(PreTrainedConfig):
             0 builds no such head.
         item_distillation: share of each code's target taken from the item head's distribution instead of the true code.
         path_sampling: share of targets whose codes are those of an item drawn from the item head's distribution.
+        prefix_loss_weight, prefix_loss_sharpness: weight in the loss of the prefix-aware term, and how much its worst
+            prefix counts.
         label_smoothing: probability mass of a code's target spread over its level.
         dropout: share of activations dropped in training, as is `item_dropout` for whole history items.
         table_hash: content hash of the ID table whose codes the model holds.
@@ -87,6 +89,8 @@ class OneRecConfig(PreTrainedConfig):
         item_head_weight: float = 0.0,
         item_distillation: float = 0.0,
         path_sampling: float = 0.0,
+        prefix_loss_weight: float = 0.0,
+        prefix_loss_sharpness: float = 1.0,
         label_smoothing: float = 0.0,
         dropout: float = 0.1,
         item_dropout: float = 0.0,
@@ -123,6 +127,8 @@ class OneRecConfig(PreTrainedConfig):
         self.item_head_weight = item_head_weight
         self.item_distillation = item_distillation
         self.path_sampling = path_sampling
+        self.prefix_loss_weight = prefix_loss_weight
+        self.prefix_loss_sharpness = prefix_loss_sharpness
         self.label_smoothing = label_smoothing
         self.dropout = dropout
         self.item_dropout = item_dropout

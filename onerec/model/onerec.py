@@ -32,6 +32,7 @@ from onerec.model.initialisation import initialise
 from onerec.model.layers import visible_up_to
 from onerec.model.moe import balance_experts
 from onerec.model.precision import Precision
+from onerec.model.prefix_loss import prefix_loss
 
 
 @dataclass
@@ -226,6 +227,9 @@ class OneRec(PreTrainedModel, GenerationMixin):
             item_loss, lesson = self._item_loss(self.item_head, hidden_MLD[:, 0], items_M)
         level_losses_L = self._level_losses(hidden_MLD, paths_M, lesson)
         loss = level_losses_L.sum()
+        if self.training and self.config.prefix_loss_weight:
+            sharpness = self.config.prefix_loss_sharpness
+            loss = loss + self.config.prefix_loss_weight * prefix_loss(level_losses_L, sharpness)
         if item_loss is not None:
             loss = loss + self.config.item_head_weight * item_loss
         return OneRecOutput(

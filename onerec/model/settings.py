@@ -49,6 +49,10 @@ class ModelSettings(Settings):
     path_sampling: float = Field(
         0.0, ge=0, le=1, description="share of targets whose codes are those of an item that the item head drew"
     )
+    prefix_loss_weight: float = Field(
+        0.0, ge=0, description="of the loss of prefixes, which beams are pruned by (APAO: 0.05 to 0.4); 0: none"
+    )
+    prefix_loss_sharpness: float = Field(1.0, ge=0, description="how much the prefix of highest loss counts there")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over a level's other codes")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of activations dropped in training, in 256ths")
     item_dropout: float = Field(0.0, ge=0, lt=1, description="share of history items dropped in training")

@@ -13,6 +13,7 @@ from onerec.errors import ArtifactError
 from onerec.model.configuration import OneRecConfig
 from onerec.model.distillation import CodeTeacher
 from onerec.model.onerec import OneRec
+from onerec.model.prefix_loss import prefix_loss
 
 CODES_PER_LEVEL = [5, 4, 6]
 NUM_ITEMS = 40
@@ -189,6 +190,16 @@ def test_table_of_another_shape_is_refused() -> None:
         model.set_codes(np.zeros((39, 3), dtype=np.int32), "x")
     with pytest.raises(ArtifactError, match="outside its level"):
         model.set_codes(np.full((40, 3), 5), "x")
+
+
+def test_the_loss_of_prefixes_is_added_in_training_only() -> None:
+    inputs = {"input_ids": torch.tensor([[4, 18]]), "target_items": torch.tensor([[22]])}
+    plain = build_model(dropout=0.0).train()
+    aware = build_model(dropout=0.0, prefix_loss_weight=0.3, prefix_loss_sharpness=2.0).train()
+    outputs = aware(**inputs)
+    expected = plain(**inputs).loss + 0.3 * prefix_loss(outputs.level_losses_L, 2.0)
+    torch.testing.assert_close(outputs.loss, expected)
+    torch.testing.assert_close(aware.eval()(**inputs).loss, plain.eval()(**inputs).loss)
 
 
 def test_an_items_vector_has_its_pieces_too() -> None:
