@@ -51,7 +51,7 @@ from tokenizer.artifacts import (
     package_versions,
     read_manifest,
 )
-from tokenizer.fit import fit_tokenizer
+from tokenizer.fit import fit_tokenizer, load_pieces
 from tokenizer.sequences import Sequences
 from tokenizer.settings import dump_yaml
 from tokenizer.table import SemanticIdTable
@@ -169,6 +169,7 @@ class Pipeline:
             inputs={"data": self.data.manifest.content_hash},
             config_hash=hash_settings([self.config.model, self.config.training]),
             seed=self.config.seed,
+            pieces=load_pieces(self.folder / "tokenizer", self.table),
         )
 
     def evaluate(self) -> None:

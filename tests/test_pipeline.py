@@ -22,12 +22,15 @@ from onerec.data.prepared import PreparedData
 from onerec.data.settings import DataSettings
 from onerec.data.sources.world import load as load_world
 from onerec.errors import ArtifactError, ConfigError
+from onerec.model.onerec import OneRec
 from onerec.pipeline import STAGES, Pipeline
 from onerec.training import trainer
 from onerec.training.checkpoints import publish_checkpoint
 from onerec.world.settings import WorldSettings
 from tokenizer.artifacts import read_manifest
+from tokenizer.fit import load_pieces
 from tokenizer.settings import load_settings
+from tokenizer.table import SemanticIdTable
 
 CONFIG = """
 name: tiny
@@ -151,6 +154,16 @@ def test_a_stage_without_those_before_it_says_so(run, capsys: pytest.CaptureFixt
     for stage in STAGES[1:]:
         assert run(stage=stage) == 1
         assert re.search(r"found no manifest.json, expected a finished '\w+' artefact", capsys.readouterr().err)
+
+
+def test_pieces_of_semantic_ids_are_fitted_and_become_part_of_the_model(run, tmp_path: Path) -> None:
+    for stage in ("data", "tokenizer", "pretrain"):
+        assert run("tokenizer.pieces.vocabulary_size=40", stage=stage) == 0
+    model = OneRec.from_pretrained(tmp_path / "tiny" / "pretrain")
+    pieces = load_pieces(tmp_path / "tiny" / "tokenizer", SemanticIdTable.load(tmp_path / "tiny" / "tokenizer"))
+    assert pieces is not None
+    assert model.config.num_pieces == pieces.vocabulary_size
+    assert (model.encoder.embedding.piece_rows_NL[:, 0] < pieces.vocabulary_size).all()
 
 
 def test_a_config_from_before_a_setting_came_in_is_the_same_with_its_default(run, runs: Path, tmp_path: Path) -> None:

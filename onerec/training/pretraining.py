@@ -14,6 +14,8 @@ from onerec.errors import ArtifactError, DataError
 from onerec.model.onerec import OneRec
 from onerec.model.settings import ModelSettings
 from onerec.training.checkpoints import latest_checkpoint
+from onerec.training.deepspeed import deepspeed_runtime, require_same_processes
+from onerec.training.failures import explained_failures
 from onerec.training.settings import TrainingSettings
 from onerec.training.trainer import OneRecTrainer
 from tokenizer.artifacts import (
@@ -24,6 +26,7 @@ from tokenizer.artifacts import (
     restore_folder,
     write_manifest,
 )
+from tokenizer.pieces import SemanticIdPieces
 from tokenizer.table import SemanticIdTable
 
 ARTIFACT_KIND = "pretrain"
@@ -44,6 +47,7 @@ def pretrain(
     inputs: dict[str, str],
     config_hash: str,
     seed: int,
+    pieces: SemanticIdPieces | None = None,
 ) -> OneRec:
     """Train on the training events of `histories`, keep the weights best on validation, and store them in `folder`.
 
@@ -53,12 +57,16 @@ def pretrain(
     Args:
         validate: maps a model in evaluation mode to metrics, the selection metric among them.
         inputs: content hashes of the artefacts this one is made from.
+        pieces: of the table's semantic IDs, for item vectors that sum theirs too.
 
     Raises:
         DataError: there is no training event.
+        ConfigError: the settings ask for what is not installed, contradict the model's, or need too much memory.
+        ArtifactError: another number of processes has written the ZeRO checkpoint to continue from.
+        OneRecError: another process of the run has ended.
     """
     set_seed(seed)
-    model = build_model(model_settings, table)
+    model = build_model(model_settings, table, pieces)
     windows = training_windows(histories, model)
     work_folder.mkdir(parents=True, exist_ok=True)
     best = work_folder / BEST
@@ -68,21 +76,27 @@ def pretrain(
             candidate.save_pretrained(temporary)
             (temporary / "step.json").write_text(json.dumps({"step": step}))
 
-    trainer = OneRecTrainer(model, windows, training_settings, work_folder, seed, validate, keep_best)
-    resume_from = latest_checkpoint(work_folder)
-    with explained_os_errors(work_folder):
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    with deepspeed_runtime(training_settings.zero_stage):
+        trainer = OneRecTrainer(model, windows, training_settings, work_folder, seed, validate, keep_best)
+        resume_from = latest_checkpoint(work_folder)
+        if resume_from is not None:
+            require_same_processes(resume_from, trainer.args.world_size)
+        with explained_os_errors(work_folder), explained_failures(training_settings):
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     if trainer.is_world_process_zero():
         _publish(best, folder, trainer, inputs, config_hash, table)
     trainer.accelerator.wait_for_everyone()
     return load_pretrained(folder, table)
 
 
-def build_model(settings: ModelSettings, table: SemanticIdTable) -> OneRec:
-    """A freshly initialised model that holds the ID table."""
-    num_items = len(table.codes_NL)
-    model = OneRec(settings.configuration(table.codes_per_level, num_items))
+def build_model(settings: ModelSettings, table: SemanticIdTable, pieces: SemanticIdPieces | None = None) -> OneRec:
+    """A freshly initialised model that holds the ID table, and its pieces where there are any."""
+    num_pieces = pieces.vocabulary_size if pieces is not None else 0
+    model = OneRec(settings.configuration(table.codes_per_level, len(table.codes_NL), num_pieces))
     model.set_codes(table.codes_NL, table.content_hash)
+    if pieces is not None:
+        item_pieces = pieces.encode(table.codes_NL)
+        model.set_pieces(item_pieces.pieces_P, item_pieces.offsets)
     return model
 
 
@@ -92,7 +106,7 @@ def training_windows(histories: Histories, model: OneRec) -> TrainingWindows:
     Raises:
         DataError: there is no training event.
     """
-    make_windows = many_target_windows if model.config.context == "causal" else one_target_windows
+    make_windows = many_target_windows if model.config.many_targets else one_target_windows
     windows = make_windows(histories, model.config.max_history_items)
     if len(windows) == 0:
         raise DataError("training: found no training event, expected at least one. Lower the filters or add data.")

@@ -3,8 +3,9 @@
 One Trainer "epoch" is the complete training: the sampler lays out the batches of all passes in an order fixed by the
 seed, so that a resumed run only skips batches and continues with the very same ones.
 
-Several processes share the windows of every step: losses and gradients are means over the targets of all of them, so
-their number changes nothing. The main process validates and tells the others.
+Several processes share the windows of every step, and each may work through its share in several parts: losses and
+gradients are means over the targets of all of them, so neither number changes anything. The main process validates and
+tells the others.
 
 Shapes: B batch, S positions, P targets a row, L levels.
 """
@@ -23,12 +24,17 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
-from onerec.data.batches import TrainingWindows, bucketed_batches
+from onerec.data.batches import IGNORED_TARGET, TrainingWindows, bucketed_batches
 from onerec.model.flops import training_flops
 from onerec.model.onerec import OneRec, OneRecOutput
-from onerec.model.precision import choose_precision
+from onerec.model.precision import Precision, choose_precision
+from onerec.training.averaging import WeightCopy
+from onerec.training.balancing import ExpertBalancer
 from onerec.training.checkpoints import STAGING, publish_checkpoint
+from onerec.training.deepspeed import deepspeed_config
+from onerec.training.optimizers import build_optimizer, clip_gradients, schedule_arguments, use_sparse_gradients
 from onerec.training.processes import LONGEST_WAIT
+from onerec.training.recomputation import recompute_activations
 from onerec.training.settings import TrainingSettings
 from onerec.training.throughput import measure_matmul_gflops
 
@@ -36,9 +42,9 @@ KEPT_CHECKPOINTS = 2
 
 
 class BatchPlan(Sampler[np.ndarray]):
-    """The windows of every step of a training, each process taking every `num_processes`-th window of a step.
+    """The windows of every step of a training, dealt out to the parts of the step and in each to the processes.
 
-    The steps do not depend on the number of processes; a step of fewer windows leaves some of them without any.
+    The steps do not depend on the number of either; a step of fewer windows leaves some of them without any.
     """
 
     def __init__(
@@ -51,12 +57,15 @@ class BatchPlan(Sampler[np.ndarray]):
         self.epoch_ends = np.cumsum(steps_per_epoch)  # global step after each epoch
 
     def __len__(self) -> int:
-        return int(self.epoch_ends[-1])
+        return int(self.epoch_ends[-1]) * self._settings.accumulation_steps
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        """What this process reads, `accumulation_steps` times a step."""
+        num_parts = self._settings.accumulation_steps
         for epoch in range(self._settings.epochs):
             for batch in self._batches(epoch):
-                yield batch[self._rank :: self._num_processes]
+                for part in range(num_parts):
+                    yield batch[part::num_parts][self._rank :: self._num_processes]
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         return bucketed_batches(*self._shapes, self._settings.max_positions_per_step, self._seed, epoch)
@@ -96,16 +105,28 @@ class OneRecTrainer(Trainer):
         self._windows, self._settings, self._validate, self._on_best = windows, settings, validate, on_best
         self._core_model = model
         self._checkpoint_root = folder
-        args = _training_arguments(settings, folder, seed)
+        self.precision = choose_precision(settings.precision)
+        args = _training_arguments(settings, folder, seed, self.precision)
         self._plan = BatchPlan(windows, settings, seed, args.process_index, args.world_size)
-        args.max_steps = len(self._plan)
-        args.warmup_steps = min(settings.warmup_steps, args.max_steps)
+        args.max_steps = int(self._plan.epoch_ends[-1])
+        for name, value in schedule_arguments(settings, args.max_steps).items():
+            setattr(args, name, value)
         super().__init__(model=model, args=args, train_dataset=_Rows(len(windows)))
         self.add_callback(_Milestones(self._plan.epoch_ends, settings))
+        self._copy: WeightCopy | None = None
+        if settings.ema_decay is not None or settings.zero_stage == 3:
+            self._copy = WeightCopy(model, settings.ema_decay, self.is_world_process_zero(), args.device)
+            self.add_callback(self._copy)
+        self._balancer = ExpertBalancer(model)
+        self.add_callback(self._balancer)
+        if settings.sparse_tables:
+            use_sparse_gradients(model)
+        if settings.activation_checkpointing:
+            recompute_activations(model)
         if self.is_world_process_zero():
             self.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
         self.model_accepts_loss_kwargs = False
-        self.precision = choose_precision(settings.precision)
+        self.loss_is_scaled_for_ga = True
         self._matmul_gflops = measure_matmul_gflops(args.device, getattr(torch, self.precision))
         self._progress = self._no_progress()
         self._step_clock = _Stopwatch()
@@ -129,15 +150,17 @@ class OneRecTrainer(Trainer):
         return {**batch, "weight": torch.tensor(bool(rows))}
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Fused AdamW; norms and biases are not decayed."""
-        parameters = [p for p in self._core_model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self._settings.weight_decay},
-            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        betas = (0.9, self._settings.adam_beta2)
-        self.optimizer = torch.optim.AdamW(groups, lr=self._settings.learning_rate, betas=betas, fused=True)
+        """The optimizer of the settings."""
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self._core_model, self._settings)
         return self.optimizer
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
+        """Targets of a whole step, over its parts and all processes; None where there is one part of one process."""
+        if self.args.world_size * self._settings.accumulation_steps == 1:
+            return None
+        counts = [(part["target_items"] != IGNORED_TARGET).sum() * part["weight"] for part in batch_samples]
+        return self.accelerator.reduce(torch.stack(counts).sum().float().to(device), reduction="sum")
 
     def compute_loss(
         self,
@@ -146,18 +169,22 @@ class OneRecTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, OneRecOutput]:
-        """Mean over the targets of all processes, so that two processes give the losses of one."""
+        """This part's share in the mean over the targets of a step, so that two processes give the losses of one."""
         weight = inputs.pop("weight")
-        outputs: OneRecOutput = model(**inputs)
+        outputs: OneRecOutput = model(**inputs, counted=weight)
         loss = outputs.loss
         assert loss is not None
         assert outputs.num_targets is not None
         num_targets = outputs.num_targets * weight
-        if self.args.world_size > 1:
-            all_targets = self.accelerator.reduce(num_targets.float(), reduction="sum")
-            loss = loss * num_targets * self.args.world_size / all_targets
+        if num_items_in_batch is not None:
+            loss = loss * num_targets * self.args.world_size / num_items_in_batch
         self._note_step(inputs, outputs, int(num_targets))
         return (loss, outputs) if return_outputs else loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor | float | None:
+        if self._settings.sparse_tables:
+            return clip_gradients(model.parameters(), self._settings.max_gradient_norm)
+        return super()._clip_grad_norm(model)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the level losses and the speed since the last line."""
@@ -167,23 +194,30 @@ class OneRecTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validate with the project's evaluator; the best weights so far are handed to `on_best`."""
-        told: list[dict[str, float]] = [self._measure() if self.is_world_process_zero() else {}]
+        candidate = self._candidate()
+        told: list[dict[str, float]] = [{} if candidate is None else self._measure(candidate)]
         metrics = broadcast_object_list(told)[0]
         self._step_clock.restart()
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         best = self.state.best_metric
         score = metrics[f"eval_{self._settings.selection_metric}"]
-        if (best is None or score > best) and self.is_world_process_zero():
-            self._on_best(self._core_model, self.state.global_step)
+        if candidate is not None and (best is None or score > best):
+            self._on_best(candidate, self.state.global_step)
         return metrics
 
-    def _measure(self) -> dict[str, float]:
-        was_training = self._core_model.training
-        self._core_model.eval()
+    def _candidate(self) -> OneRec | None:
+        """The whole model to validate and to keep, on the main process; all of them call it together."""
+        if self._copy is not None:
+            return self._copy.model()
+        return self._core_model if self.is_world_process_zero() else None
+
+    def _measure(self, candidate: OneRec) -> dict[str, float]:
+        was_training = candidate.training
+        candidate.eval()
         self._step_clock.restart()
-        metrics = {f"eval_{name}": value for name, value in self._validate(self._core_model).items()}
-        self._core_model.train(was_training)
+        metrics = {f"eval_{name}": value for name, value in self._validate(candidate).items()}
+        candidate.train(was_training)
         return {**metrics, "eval_seconds": self._step_clock.restart()}
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -197,12 +231,24 @@ class OneRecTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self._checkpoint_root = folder
+        staged = folder / STAGING / f"checkpoint-{self.state.global_step}"
+        if self._copy is not None:
+            self._copy.save(staged)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            staged = folder / STAGING / f"checkpoint-{self.state.global_step}"
             publish_checkpoint(staged, folder, keep=KEPT_CHECKPOINTS)
         self.accelerator.wait_for_everyone()
         self._step_clock.restart()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self._copy is not None:
+            self._copy.load(Path(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Where another number of processes wrote the checkpoint, this one draws numbers of its own from here on."""
+        torch.manual_seed(hash((self.args.seed, self.state.global_step, self.args.process_index)))
+        super()._load_rng_state(checkpoint)
 
     def _no_progress(self) -> Tensor:
         """Sums of this process since the last line of the log: targets, FLOPs, item loss, then each level's loss."""
@@ -228,6 +274,7 @@ class OneRecTrainer(Trainer):
             losses["loss_item_head"] = item_loss / targets
         return {
             **losses,
+            **self._balancer.drain(),
             "seconds": seconds,
             "targets_per_s": targets / seconds,
             "tokens_per_s": targets * self._core_model.config.num_levels / seconds,
@@ -266,13 +313,12 @@ class _Stopwatch:
         return max(self._start - start, 1e-9)
 
 
-def _training_arguments(settings: TrainingSettings, folder: Path, seed: int) -> TrainingArguments:
+def _training_arguments(settings: TrainingSettings, folder: Path, seed: int, precision: Precision) -> TrainingArguments:
+    sharding = deepspeed_config(settings, precision)
     return TrainingArguments(
         output_dir=str(folder),
         seed=seed,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": settings.final_learning_rate_share},
         max_grad_norm=settings.max_gradient_norm,
         max_steps=1,  # set to the length of the plan once the number of processes is known
         logging_steps=settings.logging_steps,
@@ -281,11 +327,12 @@ def _training_arguments(settings: TrainingSettings, folder: Path, seed: int) -> 
         eval_strategy="no",
         metric_for_best_model=settings.selection_metric,
         greater_is_better=True,
-        bf16=choose_precision(settings.precision) == "bfloat16",
+        bf16=sharding is None and precision == "bfloat16",
+        deepspeed=sharding,
         report_to=[],
         remove_unused_columns=False,
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=1,
+        gradient_accumulation_steps=settings.accumulation_steps,
         disable_tqdm=False,
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,

@@ -1,24 +1,38 @@
-"""Two processes train as one: same losses, one validation, nothing lost where a step has too few windows."""
+"""Processes train as one: same losses however a step, its state or its weights are shared out, killed or not.
+
+All trainings of two processes run in two launches, for starting Python twice costs more than all of them.
+"""
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from onerec.data.batches import many_target_windows
 from onerec.data.histories import Histories, Split
+from onerec.errors import OneRecError
 from onerec.model.onerec import OneRec
 from onerec.model.settings import ModelSettings
-from onerec.training.pretraining import load_pretrained, pretrain
+from onerec.training.checkpoints import finished_checkpoints
+from onerec.training.pretraining import pretrain
 from onerec.training.settings import TrainingSettings
 from onerec.training.trainer import BatchPlan
 from tokenizer.table import SemanticIdTable
 
 NUM_ITEMS = 12
 ROOT = Path(__file__).parents[2]
+LONGEST_LAUNCH_S = 400  # far beyond what it takes: a hang, not a slow machine, ends it
 TRAINING = TrainingSettings(
     precision="float32",
     epochs=2,
@@ -37,6 +51,12 @@ MODEL = ModelSettings(
     item_distillation=0.3,
     dropout=0.0,
 )
+AVERAGED = {"ema_decay": 0.9}
+SPARSE = {"sparse_tables": True}
+EXPERTS = {"num_experts": 16}  # more than a process's tokens of most steps choose: some are without any
+SHARDED = {"zero_stage": 2, **AVERAGED}
+THRIFTY = {"zero_stage": 3, "accumulation_steps": 3, "activation_checkpointing": True, **AVERAGED}
+Jobs = Sequence[tuple[str, dict[str, Any]]]
 
 
 def ragged_histories() -> Histories:
@@ -49,54 +69,163 @@ def ragged_histories() -> Histories:
     return Histories(offsets, items, np.arange(len(items)), splits)
 
 
-def small_table() -> SemanticIdTable:
+def wide_table() -> SemanticIdTable:
+    """So many codes that ZeRO 3 does shard the code table and head: it leaves tensors below 10^5 numbers whole."""
     codes_NL = np.stack([np.arange(NUM_ITEMS) // 4, np.arange(NUM_ITEMS) % 4], axis=1)
-    return SemanticIdTable.of_unique(codes_NL, (3, 4), map(str, range(NUM_ITEMS)))
+    return SemanticIdTable.of_unique(codes_NL, (3, 6400), map(str, range(NUM_ITEMS)))
 
 
-def train(folder: Path) -> None:
-    """A training whose validations leave a line each in a file."""
+def train(
+    folder: Path, fatal_validation: int | None = None, killed: bool = False, num_experts: int = 0, **options: Any
+) -> None:
+    """A training whose validations leave a line each in a file; `options` are training settings.
+
+    Args:
+        fatal_validation: the one that fails.
+        killed: process 1 is killed as soon as there is a checkpoint.
+    """
+    validations, work = folder / "validations", folder / "checkpoints"
 
     def validate(model: OneRec) -> dict[str, float]:
-        with (folder / "validations").open("a") as file:
+        with validations.open("a") as file:
             file.write("validated\n")
-        return {"ndcg@10": float(model.code_heads.training)}
+        number = validations.read_text().count("\n")
+        if number == fatal_validation:
+            raise RuntimeError("stopped here")
+        return {"ndcg@10": float(number)}
 
-    work = folder / "checkpoints"
     folder.mkdir(exist_ok=True)
-    pretrain(ragged_histories(), small_table(), MODEL, TRAINING, validate, folder / "pretrain", work, {}, "0" * 64, 3)
+    if killed and os.environ["RANK"] == "1":
+        threading.Thread(target=_die_at_checkpoint, args=[work], daemon=True).start()
+    settings = TRAINING.model_copy(update=options)
+    without_head = {"item_head_weight": 0.0, "item_distillation": 0.0} if settings.sparse_tables else {}
+    model = MODEL.model_copy(update={"num_experts": num_experts, **without_head})
+    pretrain(ragged_histories(), wide_table(), model, settings, validate, folder / "pretrain", work, {}, "0" * 64, 3)
+
+
+def _die_at_checkpoint(work: Path) -> None:
+    while not finished_checkpoints(work):
+        time.sleep(0.005)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_in_turn(root: Path, jobs: Jobs) -> None:
+    """Train in one folder after the other; an error meant for users is written to `error` in the folder."""
+    for name, options in jobs:
+        try:
+            train(root / name, **options)
+        except OneRecError as error:
+            (root / name / "error").write_text(str(error))
+
+
+def launch(root: Path, num_processes: int, jobs: Jobs) -> subprocess.CompletedProcess[str]:
+    """`train_in_turn` in processes started by torchrun, or in one started without it."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    command = [sys.executable, *(torchrun if num_processes > 1 else []), __file__, str(root), json.dumps(jobs)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LONGEST_LAUNCH_S)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of trainings: one process in this one, two that are killed, two more, and DeepSpeed with one alone."""
+    root = tmp_path_factory.mktemp("trainings")
+    train_in_turn(root, [("one", {}), ("one averaged", AVERAGED), ("one sparse", SPARSE), ("one experts", EXPERTS)])
+    with pytest.raises(RuntimeError, match="stopped here"):
+        train(root / "one then two", fatal_validation=2)
+    killed = launch(root, 2, [("killed", {"killed": True, **SHARDED})])
+    (root / "killed" / "stderr").write_text(killed.stderr)
+    assert killed.returncode != 0
+    resumed = [("one then two", {}), ("killed", SHARDED)]
+    two = [("two", {}), ("two sparse", SPARSE), ("two experts", EXPERTS)]
+    sharded = [("two stage 1", {"zero_stage": 1}), ("two stage 3", THRIFTY)]
+    together = launch(root, 2, [*resumed, *two, *sharded])
+    assert together.returncode == 0, together.stderr
+    shutil.copytree(root / "killed", root / "refused")
+    shutil.rmtree(root / "refused" / "pretrain")
+    alone = launch(root, 1, [("refused", SHARDED), ("alone stage 3", THRIFTY), ("after it", {})])
+    assert alone.returncode == 0, alone.stderr
+    return root
 
 
 def log(folder: Path) -> list[dict[str, float]]:
     lines = json.loads((folder / "pretrain" / "log_history.json").read_text())
-    measured = ("step", "loss", "grad_norm", "learning_rate", "loss_level_0", "loss_level_1", "loss_item_head")
-    return [{key: line[key] for key in measured} for line in lines if "loss" in line]
+    measured = {"step", "loss", "grad_norm", "learning_rate", "loss_level_0", "loss_level_1", "loss_item_head"}
+    return [{key: line[key] for key in measured & line.keys()} for line in lines if "loss" in line]
 
 
+@pytest.mark.parametrize("num_parts", [1, 3])
 @pytest.mark.parametrize("num_processes", [1, 2, 5])
-def test_processes_share_every_window_of_a_step(num_processes: int) -> None:
+def test_processes_and_parts_share_every_window_of_a_step(num_processes: int, num_parts: int) -> None:
     windows = many_target_windows(ragged_histories(), 50)
-    plans = [list(BatchPlan(windows, TRAINING, 3, rank, num_processes)) for rank in range(num_processes)]
-    assert min(sum(map(len, step)) for step in zip(*plans, strict=True)) == 1
-    taken = np.concatenate([share for plan in plans for share in plan])
-    np.testing.assert_array_equal(np.bincount(taken, minlength=len(windows)), TRAINING.epochs)
+    settings = TRAINING.model_copy(update={"accumulation_steps": num_parts})
+    plans = [BatchPlan(windows, settings, 3, rank, num_processes) for rank in range(num_processes)]
+    steps = [[*zip(*[iter(plan)] * num_parts, strict=True)] for plan in plans]  # a process, a step, a part: windows
+    taken = [np.concatenate([part for process in step for part in process]) for step in zip(*steps, strict=True)]
+    whole = list(BatchPlan(windows, TRAINING, 3, 0, 1))
+    assert len(plans[0]) == len(whole) * num_parts
+    for windows_of_step, expected in zip(taken, whole, strict=True):
+        assert sorted(windows_of_step) == sorted(expected)
+    assert min(map(len, taken)) == 1
 
 
-def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
-    train(tmp_path / "one")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [sys.executable, *launch, __file__, str(tmp_path / "two")]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    one, two = log(tmp_path / "one"), log(tmp_path / "two")
-    assert len(one) > 10
-    for alone, together in zip(one, two, strict=True):
-        assert together == pytest.approx(alone, rel=1e-5, abs=1e-5)
-    assert (tmp_path / "two" / "validations").read_text() == "validated\n" * TRAINING.epochs
-    weights = [load_pretrained(tmp_path / name / "pretrain", small_table()).state_dict() for name in ("one", "two")]
-    for name, tensor in weights[0].items():
-        np.testing.assert_allclose(weights[1][name], tensor, rtol=1e-3, atol=1e-4, err_msg=name)
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("two", "one"),
+        ("two sparse", "one sparse"),
+        ("two experts", "one experts"),
+        ("one then two", "one"),
+        ("two stage 1", "one"),
+        ("killed", "one averaged"),
+        ("two stage 3", "one averaged"),
+        ("alone stage 3", "one averaged"),
+        ("after it", "one"),
+    ],
+)
+def test_losses_and_weights_are_those_of_one_process(root: Path, name: str, expected: str) -> None:
+    assert_same_training(root / name, root / expected)
+
+
+def assert_same_training(folder: Path, expected: Path) -> None:
+    assert len(log(expected)) > 10
+    for found, line in zip(log(folder), log(expected), strict=True):
+        assert found == pytest.approx(line, rel=3e-5, abs=1e-5)
+    weights, expected_weights = (load_file(path / "pretrain" / "model.safetensors") for path in (folder, expected))
+    assert weights.keys() == expected_weights.keys()
+    for name, tensor in expected_weights.items():
+        np.testing.assert_allclose(weights[name], tensor, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_the_main_process_alone_validates(root: Path) -> None:
+    assert (root / "two" / "validations").read_text() == "validated\n" * TRAINING.epochs
+
+
+def test_one_process_goes_on_where_two_have_stopped(root: Path) -> None:
+    folder = root / "two then one"
+    shutil.copytree(root / "two", folder)
+    shutil.rmtree(folder / "pretrain")
+    shutil.rmtree(finished_checkpoints(folder / "checkpoints")[-1])
+    train(folder)
+    assert_same_training(folder, root / "one")
+
+
+def test_a_killed_process_ends_the_job_with_a_message(root: Path) -> None:
+    assert "SIGKILL" in (root / "killed" / "stderr").read_text()
+
+
+def test_shards_of_two_processes_are_refused_by_one(root: Path) -> None:
+    error = (root / "refused" / "error").read_text()
+    assert "of 2 processes, expected those of 1" in error
+    assert "--nproc_per_node=2" in error
+
+
+def test_optimizer_state_is_shared_out(root: Path) -> None:
+    """Two processes hold half of it each."""
+    whole = (root / "two" / "checkpoints" / "checkpoint-22" / "optimizer.pt").stat().st_size
+    shards = (root / "two stage 1" / "checkpoints" / "checkpoint-22").glob("global_step22/*_optim_states.pt")
+    # Beside the two moments a shard holds the weights: three numbers for each of half of the weights.
+    assert [path.stat().st_size / whole for path in shards] == pytest.approx([0.75, 0.75], rel=0.1)
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]))
+    train_in_turn(Path(sys.argv[1]), json.loads(sys.argv[2]))
