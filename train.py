@@ -1,7 +1,8 @@
 """Train OneRec: `python train.py --config configs/demo.yaml`, or the same under torchrun.
 
 Stages (`--stage`): data, tokenizer, pretrain, evaluate, bundle, report; the default runs all of them and keeps what is
-finished. Stop it at any moment: the same command goes on.
+finished. `--stage align` tunes a pre-trained run with rewards (the align section of the config). Stop it at any moment:
+the same command goes on.
 """
 
 import argparse
@@ -10,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kernels.memory import keep_freed_memory
-from onerec.config import RunConfig
 from onerec.errors import DataUnavailableError, OneRecError
 from onerec.pipeline import STAGES, Pipeline
+from rl.settings import AlignedRunConfig
 from tokenizer.settings import load_settings
+
+ALIGN = "align"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="train.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML of the run, such as configs/demo.yaml")
-    parser.add_argument("--stage", choices=("all", *STAGES), default="all")
+    parser.add_argument("--stage", choices=("all", *STAGES, ALIGN), default="all")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--fallback", type=Path, help="config to run instead where the data of --config cannot be had")
@@ -51,9 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: Path, arguments: argparse.Namespace) -> Pipeline:
-    settings = load_settings(RunConfig, config, arguments.overrides)
-    pipeline = Pipeline.open(settings, arguments.runs)
-    pipeline.run(arguments.stage)
+    settings = load_settings(AlignedRunConfig, config, arguments.overrides)
+    pipeline = Pipeline.open(settings.run_config(), arguments.runs)
+    if arguments.stage == ALIGN:
+        from rl.stage import align  # nobody else needs what it imports
+
+        align(pipeline, settings.align)
+    else:
+        pipeline.run(arguments.stage)
     return pipeline
 
 

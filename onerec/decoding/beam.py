@@ -58,7 +58,7 @@ class BeamResult:
 
 
 @dataclass(frozen=True)
-class _Beams:
+class Beams:
     """The living prefixes of one level; those of a request are sorted best first, dead ones last."""
 
     nodes_BW: Tensor  # int64, 0 where dead
@@ -93,19 +93,19 @@ def beam_search(
     """
     if not 1 <= k <= num_beams:
         raise ConfigError(f"k: found {k}, expected 1 to num_beams = {num_beams}. Search with at least k beams.")
-    _check_catalogue(model, trie)
-    exclusions = _find_exclusions(trie, excluded, context.num_requests)
+    check_catalogue(model, trie)
+    exclusions = find_exclusions(trie, excluded, context.num_requests)
     cache = model.new_cache()
-    beams, codes_BW = _root(context.num_requests, exclusions, trie), None
+    beams, codes_BW = start_beams(context.num_requests, exclusions, trie), None
     for level in range(trie.num_levels):
         log_probs_BWK = model.decode_step(codes_BW, level, context, cache)
-        beams, codes_BW, parents_BW = _advance(beams, log_probs_BWK, trie, level, num_beams, exclusions)
+        beams, codes_BW, parents_BW = advance_beams(beams, log_probs_BWK, trie, level, num_beams, exclusions)
         if level < trie.num_levels - 1:
             cache.reorder(parents_BW)
-    return _collect_items(beams, trie, k)
+    return collect_items(beams, trie, k)
 
 
-def _find_exclusions(trie: Trie, excluded: Sequence[np.ndarray] | None, num_requests: int) -> Exclusions | None:
+def find_exclusions(trie: Trie, excluded: Sequence[np.ndarray] | None, num_requests: int) -> Exclusions | None:
     if excluded is None:
         return None
     if len(excluded) != num_requests:
@@ -113,28 +113,28 @@ def _find_exclusions(trie: Trie, excluded: Sequence[np.ndarray] | None, num_requ
     return Exclusions(trie, excluded)
 
 
-def _root(num_requests: int, exclusions: Exclusions | None, trie: Trie) -> _Beams:
+def start_beams(num_requests: int, exclusions: Exclusions | None, trie: Trie) -> Beams:
     """One empty prefix a request, dead where nothing is allowed."""
     device = trie.item_of_rank.device
     alive_B1 = torch.ones(num_requests, 1, dtype=torch.bool, device=device)
     if exclusions is not None:
         alive_B1 = (exclusions.num_excluded_B < trie.num_items)[:, None]
-    return _Beams(
+    return Beams(
         nodes_BW=torch.zeros(num_requests, 1, dtype=torch.int64, device=device),
         scores_BW=torch.zeros(num_requests, 1, device=device),
         alive_BW=alive_B1,
     )
 
 
-def _advance(
-    beams: _Beams,
+def advance_beams(
+    beams: Beams,
     log_probs_BWK: Tensor,
     trie: Trie,
     level: int,
     num_beams: int,
     exclusions: Exclusions | None,
     floor_B: Tensor | None = None,
-) -> tuple[_Beams, Tensor, Tensor]:
+) -> tuple[Beams, Tensor, Tensor]:
     """Extend every beam by its allowed children and keep the best: the new beams, their codes and their parents.
 
     Where there is a floor, what scores below it dies, and only as many beams are kept as then live in some request.
@@ -146,7 +146,7 @@ def _advance(
     flat_BC = candidates.slots_BC * log_probs_BWK.shape[2] + candidates.codes_BC
     steps_BC = log_probs_BWK.flatten(1).gather(1, flat_BC).float()
     scores_BC = beams.scores_BW.gather(1, candidates.slots_BC) + steps_BC
-    _check_numbers(scores_BC, level)
+    check_numbers(scores_BC, level)
 
     if floor_B is not None:
         allowed_BC = allowed_BC & (scores_BC >= floor_B[:, None])
@@ -154,7 +154,7 @@ def _advance(
     keys_BC = _unique_keys(scores_BC, candidates.nodes_BC).masked_fill_(~allowed_BC, _DEAD_KEY)
     keys_BV, chosen_BV = keys_BC.topk(min(num_beams, keys_BC.shape[1]), dim=1)
     alive_BV = keys_BV > _DEAD_KEY
-    survivors = _Beams(
+    survivors = Beams(
         nodes_BW=candidates.nodes_BC.gather(1, chosen_BV).masked_fill_(~alive_BV, 0),
         scores_BW=scores_BC.gather(1, chosen_BV).masked_fill_(~alive_BV, float("-inf")),
         alive_BW=alive_BV,
@@ -170,7 +170,7 @@ def _unique_keys(scores_BC: Tensor, nodes_BC: Tensor) -> Tensor:
     return (ordered_BC.long() << _NODE_BITS).add_(_NODE_MASK - nodes_BC)
 
 
-def _collect_items(beams: _Beams, trie: Trie, k: int) -> BeamResult:
+def collect_items(beams: Beams, trie: Trie, k: int) -> BeamResult:
     shape = (len(beams.nodes_BW), k)
     items_BK = torch.full(shape, -1, dtype=torch.int64, device=beams.nodes_BW.device)
     scores_BK = torch.full(shape, float("-inf"), device=beams.nodes_BW.device)
@@ -181,7 +181,7 @@ def _collect_items(beams: _Beams, trie: Trie, k: int) -> BeamResult:
     return BeamResult(items_BK=items_BK, scores_BK=scores_BK)
 
 
-def _check_catalogue(model: CodeModel, trie: Trie) -> None:
+def check_catalogue(model: CodeModel, trie: Trie) -> None:
     found = (trie.num_items, list(trie.codes_per_level))
     expected = (model.config.num_items, list(model.config.codes_per_level))
     if found != expected:
@@ -191,7 +191,7 @@ def _check_catalogue(model: CodeModel, trie: Trie) -> None:
         )
 
 
-def _check_numbers(scores_BC: Tensor, level: int) -> None:
+def check_numbers(scores_BC: Tensor, level: int) -> None:
     num_nan = int(scores_BC.isnan().sum())
     if num_nan:
         raise OneRecError(

@@ -17,11 +17,11 @@ from torch import Tensor
 from onerec.decoding.beam import (
     BatchContext,
     CodeModel,
-    _advance,
-    _collect_items,
-    _find_exclusions,
-    _root,
+    advance_beams,
     beam_search,
+    collect_items,
+    find_exclusions,
+    start_beams,
 )
 from onerec.decoding.trie import Trie
 from onerec.errors import ConfigError
@@ -66,19 +66,19 @@ def exact_search(
     """
     guess = beam_search(model, context, trie, num_beams, k, excluded)
     floor_B = guess.scores_BK[:, -1] - _ROUNDING  # -inf, so no floor, where fewer than k items are allowed
-    exclusions = _find_exclusions(trie, excluded, context.num_requests)
+    exclusions = find_exclusions(trie, excluded, context.num_requests)
     cache = model.new_cache()
-    beams, codes_BW = _root(context.num_requests, exclusions, trie), None
+    beams, codes_BW = start_beams(context.num_requests, exclusions, trie), None
     num_expansions_B = _count_expansions(num_beams, trie, context.num_requests).to(floor_B.device)
     widest = max(1, max_prefixes // context.num_requests)
     for level in range(trie.num_levels):
         num_expansions_B += beams.alive_BW.sum(dim=1)
         log_probs_BWK = model.decode_step(codes_BW, level, context, cache)
-        beams, codes_BW, parents_BW = _advance(beams, log_probs_BWK, trie, level, widest + 1, exclusions, floor_B)
+        beams, codes_BW, parents_BW = advance_beams(beams, log_probs_BWK, trie, level, widest + 1, exclusions, floor_B)
         if level < trie.num_levels - 1:
             _check_width(beams.nodes_BW.size(1), widest, level)
             cache.reorder(parents_BW)
-    found = _collect_items(beams, trie, k)
+    found = collect_items(beams, trie, k)
     return ExactResult(found.items_BK, found.scores_BK, num_expansions_B)
 
 

@@ -1,0 +1,1 @@
+"""Post-training: rewards, objectives and the stage that aligns a pre-trained model with them."""

@@ -1,0 +1,1 @@
+"""Rewards: item indices in, numbers out."""

@@ -1,0 +1,227 @@
+"""The align stage: a pre-trained model in, the last weights that kept every stop rule out.
+
+runs/<name>/align/              weights, ID table's hash, log_history.json, metrics.json, align.yaml, manifest.json
+runs/<name>/align-checkpoints/  what a stopped training goes on from
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers.trainer_utils import set_seed
+
+from kernels.denormals import flushed_denormals
+from onerec.bundle import build_trie
+from onerec.data.histories import Split
+from onerec.decoding.recommender import OneRecRecommender
+from onerec.decoding.trie import Trie
+from onerec.errors import ConfigError
+from onerec.evaluation.evaluator import evaluate
+from onerec.evaluation.settings import EvaluationSettings
+from onerec.model.onerec import OneRec
+from onerec.pipeline import Pipeline
+from onerec.training.checkpoints import latest_checkpoint
+from onerec.training.pretraining import ARTIFACT_KIND as PRETRAIN_KIND
+from onerec.training.pretraining import load_pretrained, training_windows
+from rl.experience import ExperienceMaker
+from rl.monitor import Baseline, probe
+from rl.policy import Policy
+from rl.rewards.combined import ItemRewards
+from rl.rollout import Prompts
+from rl.settings import AlignSettings
+from rl.supervision import SupervisedWindows, kept_targets
+from rl.trainer import AlignTrainer, Overseer, training_arguments
+from tokenizer.artifacts import (
+    MANIFEST_NAME,
+    atomic_file,
+    atomic_folder,
+    explained_os_errors,
+    hash_settings,
+    read_manifest,
+    require_same_hash,
+    restore_folder,
+    write_json,
+    write_manifest,
+)
+from tokenizer.settings import dump_yaml, load_settings
+
+ARTIFACT_KIND = "align"
+_GOOD, _BOUND = "good", "align.yaml"
+
+
+@flushed_denormals()
+def align(pipeline: Pipeline, settings: AlignSettings) -> None:
+    """Align the run's pre-trained model and store the result beside it; a finished one is kept.
+
+    Raises:
+        ConfigError: the run already holds an alignment of another config, or settings that do not fit the data.
+        ArtifactError: the pre-training is missing, the finished artefact is of another one, or the reference was
+            trained on another ID table.
+        OneRecError: rewards that are NaN, or constant within every group.
+    """
+    folder, work = pipeline.folder / "align", pipeline.folder / "align-checkpoints"
+    if (folder / MANIFEST_NAME).is_file():
+        _require_finished(folder, pipeline, settings)
+        pipeline.console.print("align: found the finished artefact, kept")
+        return
+    with pipeline.processes.main_process_first():
+        _bind(work, settings)
+    set_seed(pipeline.config.seed)
+    alignment = _Alignment.open(pipeline, settings)
+    trainer = alignment.trainer(work)
+    resume_from = latest_checkpoint(work)
+    with explained_os_errors(work):
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    if trainer.stop_reason is not None:
+        pipeline.console.print(f"align: stopped, {trainer.stop_reason}; the last good weights are kept")
+    if trainer.is_world_process_zero():
+        alignment.publish(work / _GOOD, folder, trainer)
+    trainer.accelerator.wait_for_everyone()
+
+
+@dataclass(frozen=True)
+class _Alignment:
+    """The parts of one alignment."""
+
+    pipeline: Pipeline
+    settings: AlignSettings
+    model: OneRec
+    reference: OneRec
+    trie: Trie
+    prompts: Prompts
+
+    @classmethod
+    def open(cls, pipeline: Pipeline, settings: AlignSettings) -> "_Alignment":
+        pretrained = pipeline.folder / "pretrain"
+        device = pipeline.processes.device
+        model = load_pretrained(pretrained, pipeline.table).to(device)
+        reference = load_pretrained(settings.objective.reference or pretrained, pipeline.table).to(device)
+        prompts = Prompts.of(pipeline.data.histories, model.config.max_history_items)
+        trie = build_trie(pipeline.table).to(device)
+        return cls(pipeline, settings, model, reference.requires_grad_(False), trie, prompts)
+
+    def trainer(self, work: Path) -> AlignTrainer:
+        """The trainer, with everything it measures by."""
+        settings, seed = self.settings, self.pipeline.config.seed
+        args = training_arguments(settings, work, seed)
+        rewards = ItemRewards(settings.reward, self.pipeline.table.codes_NL, self.pipeline.data.items)
+        shard = (args.process_index, args.world_size)
+        maker = ExperienceMaker(self.prompts, self.trie, rewards, settings, seed, *shard)
+        windows = self._supervised_windows(*shard)
+        policy = Policy(self.model, self.trie, settings)
+        return AlignTrainer(policy, self.reference, maker, windows, settings, self._overseer(work), args)
+
+    def publish(self, good: Path, folder: Path, trainer: AlignTrainer) -> None:
+        """Write the artefact: weights, log, figures before and after, and the manifest."""
+        restore_folder(good)  # a kill between its two renames
+        aligned: OneRec = OneRec.from_pretrained(good)
+        pretrained = load_pretrained(self.pipeline.folder / "pretrain", self.pipeline.table)
+        figures = {
+            name: self._figures(model.eval().to(self.pipeline.processes.device))
+            for name, model in (("pretrained", pretrained), ("aligned", aligned))
+        }
+        inputs = {
+            "data": self.pipeline.data.manifest.content_hash,
+            "pretrain": read_manifest(self.pipeline.folder / "pretrain", PRETRAIN_KIND).content_hash,
+            "table": self.pipeline.table.content_hash,
+        }
+        step = json.loads((good / "step.json").read_text(encoding="utf-8"))["step"]
+        details = {"step": step, "steps_trained": trainer.state.global_step, "stop_reason": trainer.stop_reason}
+        with atomic_folder(folder) as temporary:
+            shutil.copytree(good, temporary, dirs_exist_ok=True)
+            write_json(temporary / "log_history.json", trainer.state.log_history)
+            write_json(temporary / "metrics.json", figures)
+            (temporary / _BOUND).write_text(dump_yaml(self.settings), encoding="utf-8")
+            write_manifest(temporary, ARTIFACT_KIND, inputs, hash_settings(self.settings), details)
+
+    def _supervised_windows(self, rank: int, num_processes: int) -> SupervisedWindows | None:
+        settings = self.settings.supervised
+        if not settings.weight:
+            return None
+        windows = training_windows(self.pipeline.data.histories, self.model)
+        kept_N = kept_targets(self.prompts.training, settings)
+        positions, seed = settings.max_positions_per_step, self.pipeline.config.seed
+        return SupervisedWindows(windows, kept_N, self.settings.steps, positions, seed, rank, num_processes)
+
+    def _overseer(self, work: Path) -> Overseer:
+        chooser = np.random.default_rng(self.pipeline.config.seed)
+        num_probes = min(self.settings.monitor.probe_prompts, len(self.prompts.rows))
+        probed = self.prompts.batch(chooser.choice(self.prompts.rows, num_probes, replace=False), self.model.device)
+        metric = self.pipeline.config.training.selection_metric
+
+        def measure(model: OneRec, reference: OneRec) -> dict[str, float]:
+            held_out = {f"eval_{name}": value for name, value in self._held_out(model).items()}
+            return {**held_out, **probe(model, reference, probed, self.trie, self.pipeline.config.seed)}
+
+        def keep(model: OneRec, step: int) -> None:
+            with atomic_folder(work / _GOOD) as temporary:
+                model.save_pretrained(temporary)
+                write_json(temporary / "step.json", {"step": step})
+
+        first = measure(self.model, self.reference)
+        if self.pipeline.processes.is_main_process and latest_checkpoint(work) is None:
+            keep(self.model, 0)
+        baseline = Baseline(metric=first[f"eval_{metric}"], legality=first["legality"])
+        counts_N = self.prompts.training.item_counts(self.pipeline.data.num_items)
+        return Overseer(measure, keep, baseline, metric, counts_N)
+
+    def _held_out(self, model: OneRec) -> dict[str, float]:
+        """Validation metrics on the monitor's sample of users."""
+        changes = {
+            "protocols": ("seen_allowed",),
+            "max_rows": self.settings.monitor.users or self.pipeline.config.evaluation.max_rows,
+            "bootstrap_samples": 1,
+        }
+        settings = self.pipeline.config.evaluation.model_copy(update=changes)
+        data = self.pipeline.data
+        evaluations = evaluate(self._recommender(model, settings), data, Split.VALIDATION, settings, False)
+        evaluation = evaluations["validation"]
+        return {**evaluation.metrics, **evaluation.exposure}
+
+    def _figures(self, model: OneRec) -> dict[str, dict[str, object]]:
+        """Validation and test under every protocol of the run's config."""
+        settings = self.pipeline.config.evaluation
+        recommender = self._recommender(model, settings)
+        return {
+            name: evaluation.to_dict()
+            for split in (Split.VALIDATION, Split.TEST)
+            for name, evaluation in evaluate(recommender, self.pipeline.data, split, settings).items()
+        }
+
+    def _recommender(self, model: OneRec, settings: EvaluationSettings) -> OneRecRecommender:
+        decoding = self.pipeline.config.decoding
+        num_beams = max(decoding.num_beams, settings.list_length)
+        return OneRecRecommender(model, self.trie, num_beams, decoding.precision)
+
+
+def _require_finished(folder: Path, pipeline: Pipeline, settings: AlignSettings) -> None:
+    """Refuse a finished artefact of other settings or of another pre-training."""
+    manifest = read_manifest(folder, ARTIFACT_KIND)
+    _require_same(manifest.config_hash, settings, folder)
+    require_same_hash(
+        f"{folder}: it was aligned from another pre-training",
+        manifest.inputs["pretrain"],
+        read_manifest(pipeline.folder / "pretrain", PRETRAIN_KIND).content_hash,
+        "Delete the folder and align-checkpoints beside it, and align again.",
+    )
+
+
+def _bind(work: Path, settings: AlignSettings) -> None:
+    """Bind the work folder to its settings; refuse others than those of a training that can be continued."""
+    stored = work / _BOUND
+    if stored.is_file() and latest_checkpoint(work) is not None:
+        _require_same(hash_settings(load_settings(AlignSettings, stored)), settings, work)
+        return
+    with atomic_file(stored) as temporary:
+        temporary.write_text(dump_yaml(settings), encoding="utf-8")
+
+
+def _require_same(found_hash: str, settings: AlignSettings, folder: Path) -> None:
+    expected = hash_settings(settings)
+    if found_hash != expected:
+        raise ConfigError(
+            f"{folder} holds an alignment of another align section (found hash {found_hash}, expected {expected}). "
+            "Delete the folder and align-checkpoints beside it, or put the section back."
+        )
