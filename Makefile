@@ -16,7 +16,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed-$(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo demo-smoke results serve clean
+.PHONY: help install test lint demo demo-smoke align results serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -46,6 +46,10 @@ demo: $(INSTALLED) ## train, evaluate and bundle a model on the embedded data, i
 demo-smoke: $(INSTALLED) ## the same path in its smallest form, in runs/smoke
 	rm -rf runs/smoke
 	$(BIN)/python train.py --config configs/smoke.yaml
+	$(BIN)/python train.py --config configs/smoke.yaml --stage align
+
+align: $(INSTALLED) ## tune the demo's model with rewards, in runs/demo/align
+	$(BIN)/python train.py --config configs/demo.yaml --stage align
 
 results: $(INSTALLED) ## train and evaluate the recipe on one table (SET=NAME_OR_FOLDER) and keep its metrics in results/
 	$(BIN)/python train.py --config configs/recipe.yaml --set data.path=$(SET) --set name=$(notdir $(SET:/=))

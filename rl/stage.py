@@ -8,6 +8,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers.trainer_utils import set_seed
@@ -135,6 +136,11 @@ class _Alignment:
             write_json(temporary / "metrics.json", figures)
             (temporary / _BOUND).write_text(dump_yaml(self.settings), encoding="utf-8")
             write_manifest(temporary, ARTIFACT_KIND, inputs, hash_settings(self.settings), details)
+        metric = self.pipeline.config.training.selection_metric
+        for name, before in figures["pretrained"].items():
+            values = [evaluation["metrics"][metric] for evaluation in (before, figures["aligned"][name])]
+            self.pipeline.console.print(f"{name} {metric}: {values[0]:.4f} before, {values[1]:.4f} after")
+        self.pipeline.console.print(f"align: weights of step {step} in {folder}")
 
     def _supervised_windows(self, rank: int, num_processes: int) -> SupervisedWindows | None:
         settings = self.settings.supervised
@@ -180,7 +186,7 @@ class _Alignment:
         evaluation = evaluations["validation"]
         return {**evaluation.metrics, **evaluation.exposure}
 
-    def _figures(self, model: OneRec) -> dict[str, dict[str, object]]:
+    def _figures(self, model: OneRec) -> dict[str, dict[str, Any]]:
         """Validation and test under every protocol of the run's config."""
         settings = self.pipeline.config.evaluation
         recommender = self._recommender(model, settings)
