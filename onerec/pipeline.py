@@ -213,6 +213,14 @@ class Pipeline:
         runs: dict[str, Sequence[Run]] = {name: [load_run(self._evaluation_folder(name))] for name in names}
         return summarize_runs(runs, self.data.manifest.details["source"], self.config.evaluation)
 
+    def results_beside(self, onerec: Run) -> Results:
+        """Another model's evaluation in OneRec's place, beside those baselines that have been evaluated."""
+        runs: dict[str, Sequence[Run]] = {"onerec": [onerec]}
+        for name in self._baselines():
+            if (self._evaluation_folder(name) / MANIFEST_NAME).is_file():
+                runs[name] = [load_run(self._evaluation_folder(name))]
+        return summarize_runs(runs, self.data.manifest.details["source"], self.config.evaluation)
+
     def _baselines(self) -> dict[str, Callable[[], Recommender]]:
         chosen, histories, num_items = self.config.baselines, self.data.histories, self.data.num_items
         fits: dict[str, Callable[[], Recommender]] = {}

@@ -1,6 +1,7 @@
 """The align stage: a pre-trained model in, the last weights that kept every stop rule out.
 
 runs/<name>/align/              weights, ID table's hash, log_history.json, metrics.json, align.yaml, manifest.json
+runs/<name>/align-bundle/       all that serving the aligned model needs
 runs/<name>/align-checkpoints/  what a stopped training goes on from
 """
 
@@ -8,18 +9,18 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers.trainer_utils import set_seed
 
 from kernels.denormals import flushed_denormals
-from onerec.bundle import build_trie
+from onerec.bundle import build_trie, write_bundle
 from onerec.data.histories import Split
 from onerec.decoding.recommender import OneRecRecommender
 from onerec.decoding.trie import Trie
 from onerec.errors import ConfigError
-from onerec.evaluation.evaluator import evaluate
+from onerec.evaluation.evaluator import Evaluation, evaluate
+from onerec.evaluation.results import Run
 from onerec.evaluation.settings import EvaluationSettings
 from onerec.model.onerec import OneRec
 from onerec.pipeline import Pipeline
@@ -115,32 +116,49 @@ class _Alignment:
         return AlignTrainer(policy, self.reference, maker, windows, settings, self._overseer(work), args)
 
     def publish(self, good: Path, folder: Path, trainer: AlignTrainer) -> None:
-        """Write the artefact: weights, log, figures before and after, and the manifest."""
+        """Write a bundle to serve, then the artefact: weights, log, figures before and after, and the manifest."""
         restore_folder(good)  # a kill between its two renames
-        aligned: OneRec = OneRec.from_pretrained(good)
-        pretrained = load_pretrained(self.pipeline.folder / "pretrain", self.pipeline.table)
-        figures = {
-            name: self._figures(model.eval().to(self.pipeline.processes.device))
-            for name, model in (("pretrained", pretrained), ("aligned", aligned))
-        }
+        pipeline, device = self.pipeline, self.pipeline.processes.device
+        pretrained = load_pretrained(pipeline.folder / "pretrain", pipeline.table).to(device)
+        aligned: OneRec = OneRec.from_pretrained(good).eval().to(device)
+        before, after = self._evaluate(pretrained), self._evaluate(aligned)
         inputs = {
-            "data": self.pipeline.data.manifest.content_hash,
-            "pretrain": read_manifest(self.pipeline.folder / "pretrain", PRETRAIN_KIND).content_hash,
-            "table": self.pipeline.table.content_hash,
+            "data": pipeline.data.manifest.content_hash,
+            "pretrain": read_manifest(pipeline.folder / "pretrain", PRETRAIN_KIND).content_hash,
+            "table": pipeline.table.content_hash,
         }
+        run = Run(
+            pipeline.config.seed, after, trainer.state.log_history[-1]["train_runtime"] / 60, aligned.num_parameters()
+        )
+        results = pipeline.results_beside(run)
+        write_bundle(self._bundle, aligned, pipeline.table, pipeline.data, results, pipeline.config, inputs)
         step = json.loads((good / "step.json").read_text(encoding="utf-8"))["step"]
         details = {"step": step, "steps_trained": trainer.state.global_step, "stop_reason": trainer.stop_reason}
         with atomic_folder(folder) as temporary:
             shutil.copytree(good, temporary, dirs_exist_ok=True)
             write_json(temporary / "log_history.json", trainer.state.log_history)
-            write_json(temporary / "metrics.json", figures)
+            figures = {"pretrained": before, "aligned": after}
+            write_json(
+                temporary / "metrics.json",
+                {
+                    model: {name: evaluation.to_dict() for name, evaluation in evaluations.items()}
+                    for model, evaluations in figures.items()
+                },
+            )
             (temporary / _BOUND).write_text(dump_yaml(self.settings), encoding="utf-8")
             write_manifest(temporary, ARTIFACT_KIND, inputs, hash_settings(self.settings), details)
-        metric = self.pipeline.config.training.selection_metric
-        for name, before in figures["pretrained"].items():
-            values = [evaluation["metrics"][metric] for evaluation in (before, figures["aligned"][name])]
-            self.pipeline.console.print(f"{name} {metric}: {values[0]:.4f} before, {values[1]:.4f} after")
-        self.pipeline.console.print(f"align: weights of step {step} in {folder}")
+        self._print_outcome(before, after, step)
+
+    @property
+    def _bundle(self) -> Path:
+        return self.pipeline.folder / "align-bundle"
+
+    def _print_outcome(self, before: dict[str, Evaluation], after: dict[str, Evaluation], step: int) -> None:
+        metric, console = self.pipeline.config.training.selection_metric, self.pipeline.console
+        for name in before:
+            found = before[name].metrics[metric], after[name].metrics[metric]
+            console.print(f"{name} {metric}: {found[0]:.4f} before, {found[1]:.4f} after")
+        console.print(f"align: weights of step {step}. Serve them:  python serve.py --bundle {self._bundle}")
 
     def _supervised_windows(self, rank: int, num_processes: int) -> SupervisedWindows | None:
         settings = self.settings.supervised
@@ -186,15 +204,14 @@ class _Alignment:
         evaluation = evaluations["validation"]
         return {**evaluation.metrics, **evaluation.exposure}
 
-    def _figures(self, model: OneRec) -> dict[str, dict[str, Any]]:
+    def _evaluate(self, model: OneRec) -> dict[str, Evaluation]:
         """Validation and test under every protocol of the run's config."""
         settings = self.pipeline.config.evaluation
         recommender = self._recommender(model, settings)
-        return {
-            name: evaluation.to_dict()
-            for split in (Split.VALIDATION, Split.TEST)
-            for name, evaluation in evaluate(recommender, self.pipeline.data, split, settings).items()
-        }
+        validation, test = (
+            evaluate(recommender, self.pipeline.data, s, settings) for s in (Split.VALIDATION, Split.TEST)
+        )
+        return validation | test
 
     def _recommender(self, model: OneRec, settings: EvaluationSettings) -> OneRecRecommender:
         decoding = self.pipeline.config.decoding

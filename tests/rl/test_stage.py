@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import train
+from onerec.bundle import Bundle
 from onerec.config import RunConfig
 from onerec.model.onerec import OneRec
 from rl.experience import ExperienceMaker
@@ -99,6 +101,9 @@ def test_the_artefact_is_whole_and_kept(align, tmp_path: Path) -> None:
         assert len(log_of(tmp_path, key)) == 2
     for key in ("eval_ndcg@10", "legality", "kl", "entropy"):
         assert len(log_of(tmp_path, key)) == 2
+    bundle = Bundle.load(tmp_path / "tiny" / "align-bundle")
+    for name, weight in OneRec.from_pretrained(folder).named_parameters():
+        torch.testing.assert_close(bundle.model.get_parameter(name), weight, rtol=0, atol=0)
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert align() == 0
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
