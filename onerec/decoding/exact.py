@@ -26,9 +26,6 @@ from onerec.decoding.beam import (
 from onerec.decoding.trie import Trie
 from onerec.errors import ConfigError
 
-# One item's score in batches of other shapes differs by rounding; a floor a little lower loses nothing.
-_ROUNDING = 1e-3
-
 
 @dataclass(frozen=True)
 class ExactResult:
@@ -48,6 +45,7 @@ def exact_search(
     k: int,
     excluded: Sequence[np.ndarray] | None = None,
     max_prefixes: int = 2**17,
+    rounding: float = 1e-3,
 ) -> ExactResult:
     """Find the `k` items of highest log-probability.
 
@@ -59,13 +57,14 @@ def exact_search(
         k: items to return, at most `num_beams`.
         excluded: item indices each request may not return, one array a request; None excludes nothing.
         max_prefixes: of all requests together that a level may keep.
+        rounding: by how much a score may differ between batches of other shapes; the floor is lowered by it.
 
     Raises:
         ConfigError: more prefixes than `max_prefixes` could hold one of the k best; or as beam search.
         ArtifactError, DataError, OneRecError: as beam search.
     """
     guess = beam_search(model, context, trie, num_beams, k, excluded)
-    floor_B = guess.scores_BK[:, -1] - _ROUNDING  # -inf, so no floor, where fewer than k items are allowed
+    floor_B = guess.scores_BK[:, -1] - rounding  # -inf, so no floor, where fewer than k items are allowed
     exclusions = find_exclusions(trie, excluded, context.num_requests)
     cache = model.new_cache()
     beams, codes_BW = start_beams(context.num_requests, exclusions, trie), None

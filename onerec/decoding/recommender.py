@@ -16,6 +16,7 @@ from onerec.model.context import Context
 from onerec.model.onerec import OneRec
 from onerec.model.precision import Precision
 
+_ROUNDING: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.1}  # of a score, generously
 _MAX_REQUESTS = 32  # decoded at a time; more costs memory without being faster on a CPU
 
 
@@ -79,7 +80,8 @@ class OneRecRecommender:
             ConfigError: too many prefixes could hold one of them; or as `search`.
             DataError: as `search`.
         """
-        result = exact_search(self.model, context, self.trie, num_beams or self.num_beams, k, excluded)
+        beams, rounding = num_beams or self.num_beams, _ROUNDING[self.precision]
+        result = exact_search(self.model, context, self.trie, beams, k, excluded, rounding=rounding)
         ranking = Ranking(result.items_BK.to("cpu", torch.int32).numpy(), result.scores_BK.cpu().numpy())
         return ranking, result.num_expansions_B.cpu().numpy()
 
