@@ -115,11 +115,14 @@ class Service:
             raise ServingError("bundle: another one is being loaded. Wait for it.")
         async with self._swapping:
             try:
-                bundle = await asyncio.to_thread(Bundle.load, Path(request.folder))
+                self.engine = await asyncio.to_thread(self._load_engine, Path(request.folder))
             except OneRecError as error:
                 raise ServingError(f"bundle: {error} The old one serves on.") from error
-            self.engine = Engine(bundle, self.engine.limits)
         return self.engine.readiness()
+
+    def _load_engine(self, folder: Path) -> Engine:
+        """Takes seconds for a large catalogue, so it belongs in a thread of its own."""
+        return Engine(Bundle.load(folder), self.engine.limits)
 
     def _answer(self, queries: Sequence[Query]) -> list[RecommendResponse]:
         self.metrics.batch_requests.observe(len(queries))

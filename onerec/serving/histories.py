@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from onerec.errors import ServingError
+from onerec.errors import OverloadedError, ServingError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -64,14 +64,14 @@ class SqliteHistories:
         """Store all of the events or none.
 
         Raises:
-            ServingError: they cannot be written, such as to a full disk.
+            OverloadedError: they cannot be written now, such as to a full disk.
         """
         rows = [(event.user_id, event.timestamp, event.item_id) for event in events]
         try:
             with self._lock, self._connection:
                 self._connection.executemany(_INSERT, rows)
         except sqlite3.Error as error:
-            raise ServingError(f"events: could not be stored ({error}); none of {len(rows)} was.") from error
+            raise OverloadedError(f"events: could not be stored ({error}); none of {len(rows)} was.") from error
 
     def newest(self, user_id: str, limit: int) -> list[str]:
         """The newest items of a user, oldest first."""

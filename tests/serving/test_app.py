@@ -251,6 +251,15 @@ def test_more_events_than_the_limit_are_refused(bundle):
         assert "events: found 3, expected at most 2." in refusal(post_events(client, *[("u", 103)] * 3))
 
 
+def test_events_that_cannot_be_written_are_the_servers_fault(engine):
+    histories = SqliteHistories()
+    with TestClient(create_app(engine, histories)) as client:
+        histories._connection.execute("PRAGMA query_only = ON")  # as a disk that takes nothing more
+        response = post_events(client, ("ann", 103))
+        assert "could not be stored" in refusal(response, 503)
+        assert response.headers["retry-after"] == "1"
+
+
 def test_stored_items_that_the_catalogue_has_no_more_are_counted(engine):
     histories = SqliteHistories()
     histories.append([StoredEvent("ann", "103", 1.0), StoredEvent("ann", "gone", 2.0)])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from onerec.errors import ServingError
+from onerec.errors import OverloadedError, ServingError
 from onerec.serving.histories import SqliteHistories, StoredEvent
 
 
@@ -27,7 +27,7 @@ def test_newest_items_oldest_first_ties_in_order_of_arrival() -> None:
 
 def test_a_failed_append_stores_nothing() -> None:
     histories = SqliteHistories()
-    with pytest.raises(ServingError, match="none of 2 was"):
+    with pytest.raises(OverloadedError, match="none of 2 was"):
         histories.append(make(("ann", "a", 1.0), ("ann", None, 2.0)))  # type: ignore[arg-type]
     assert histories.newest("ann", 10) == []
 
