@@ -1,6 +1,6 @@
 """Variable-length pieces of semantic IDs, learnt by SentencePiece on what users met: an item embedding's vocabulary.
 
-After YouTube's "Better Generalization with Semantic IDs" (Singh et al. 2024, arXiv 2306.08121, section 4.2): an item's
+After YouTube's "Better Generalization with Semantic IDs" (Singh et al. 2024, arXiv 2306.08121): an item's
 codes are a word, the training events its corpus, and a SentencePiece model cuts every word into pieces. Often-met items
 get long pieces of their own, rare and new ones share the short pieces of their prefixes. Departures:
 
