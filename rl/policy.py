@@ -13,7 +13,7 @@ from onerec.model.context import Context
 from onerec.model.onerec import OneRec
 from rl.objectives import ecpo, gbpo, grpo
 from rl.rollout import PromptBatch, Rollout
-from rl.scoring import Scores, codes_of, score_codes, score_items
+from rl.scoring import Scores, score_codes, score_items
 from rl.settings import AlignSettings, ObjectiveSettings
 from rl.supervision import SupervisedBatch
 
@@ -75,7 +75,7 @@ class Policy(nn.Module):
         """Log-probabilities of items under the distribution that the objective's settings name."""
         temperature = self._settings.rollout.temperature
         if self._settings.objective.scoring == "plain":
-            return score_codes(self.model, context, codes_of(self.model, items_BG), temperature)
+            return score_codes(self.model, context, self.model.codes_of(items_BG), temperature)
         return score_items(self.model, context, items_BG, self._trie, temperature, excluded)
 
 

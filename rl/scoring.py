@@ -40,9 +40,9 @@ def score_items(
 
     None of the scored items may be excluded itself: it would have probability 0.
     """
-    codes_BGL = codes_of(model, items_BG)
+    codes_BGL = model.codes_of(items_BG)
     exclusions = None if excluded is None else Exclusions(trie, excluded)
-    logits = _level_logits(model, context, codes_BGL)
+    logits = model.score_levels(context, codes_BGL)
     log_probs_BG = torch.zeros(items_BG.shape, device=items_BG.device)
     entropies_BG = torch.zeros_like(log_probs_BG)
     for level, (nodes_BW, logits_BWK) in enumerate(zip(_paths(trie, items_BG), logits, strict=True)):
@@ -58,27 +58,12 @@ def score_codes(model: OneRec, context: Context, codes_BGL: Tensor, temperature:
     """Score code tuples under the distribution over all codes, whether or not an item has them."""
     log_probs_BG = torch.zeros(codes_BGL.shape[:2], device=codes_BGL.device)
     entropies_BG = torch.zeros_like(log_probs_BG)
-    for level, logits_BWK in enumerate(_level_logits(model, context, codes_BGL)):
+    for level, logits_BWK in enumerate(model.score_levels(context, codes_BGL)):
         log_probs_BWK = (logits_BWK / temperature).log_softmax(dim=-1)
         expanded_BGK = log_probs_BWK.expand(-1, codes_BGL.size(1), -1)
         log_probs_BG = log_probs_BG + expanded_BGK.gather(2, codes_BGL[..., level, None])[..., 0]
         entropies_BG = entropies_BG - (log_probs_BWK.exp() * log_probs_BWK).sum(dim=-1).detach()
     return Scores(log_probs_BG, entropies_BG)
-
-
-def codes_of(model: OneRec, items_BG: Tensor) -> Tensor:
-    """Codes (B, G, L) of items by the ID table in the model."""
-    first_rows_L = torch.tensor(model.decoder.first_rows, device=items_BG.device)
-    return model.encoder.code_rows_NL[items_BG] - first_rows_L
-
-
-def _level_logits(model: OneRec, context: Context, codes_BGL: Tensor) -> list[Tensor]:
-    """Logits of each level after the codes before it: (B, 1, K) of the first, which all share, then (B, G, K)."""
-    rows_BGL = codes_BGL + torch.tensor(model.decoder.first_rows, device=codes_BGL.device)
-    hidden_BGLD = model.decoder(rows_BGL[..., :-1], context.keys, context.values, context.visible_B11S)
-    first = model.code_heads(hidden_BGLD[:, :1, 0], 0).float()
-    later = [model.code_heads(hidden_BGLD[:, :, level], level).float() for level in range(1, codes_BGL.size(2))]
-    return [first, *later]
 
 
 def _paths(trie: Trie, items_BG: Tensor) -> list[Tensor]:

@@ -30,6 +30,8 @@ class OneRecRecommender:
         self.trie = trie.to(model.device)
         self.num_beams = num_beams
         self.precision = precision
+        with torch.inference_mode():
+            self._prefix_vectors = self.model.pool_prefix_vectors()
 
     @property
     def num_parameters(self) -> int:
@@ -53,7 +55,7 @@ class OneRecRecommender:
     @torch.inference_mode()
     def encode(self, histories: Sequence[np.ndarray]) -> Context:
         """Encode the newest readable items of each history, as one batch."""
-        return self.model.encode(*self._pad(histories))
+        return self.model.encode(*self._pad(histories), self._prefix_vectors)
 
     def search(
         self, context: Context, k: int, excluded: Sequence[np.ndarray] | None = None, num_beams: int | None = None

@@ -46,11 +46,14 @@ class OneRecConfig(PreTrainedConfig):
         item_head_weight: weight in the loss of an auxiliary full softmax over item vectors on the context's states;
             0 builds no such head.
         item_distillation: share of each code's target taken from the item head's distribution instead of the true code.
+        bos_reads_context: BOS carries the context state before the target, of the newest item that the decoder sees.
+        prefix_vectors: add to a code's logit the product of a query with the mean vector of the items below that code.
         path_sampling: share of targets whose codes are those of an item drawn from the item head's distribution.
         prefix_loss_weight, prefix_loss_sharpness: weight in the loss of the prefix-aware term, and how much its worst
             prefix counts.
         label_smoothing: probability mass of a code's target spread over its level.
-        dropout: share of activations dropped in training, as is `item_dropout` for whole history items.
+        dropout: share of activations dropped in training, in the context encoder `context_dropout`, None for the same;
+            `item_dropout` of whole history items.
         table_hash: content hash of the ID table whose codes the model holds.
     """
 
@@ -86,6 +89,8 @@ class OneRecConfig(PreTrainedConfig):
         max_history_items: int = 50,
         positions: Positions = "from_start",
         item_embedding: bool = True,
+        bos_reads_context: bool = False,
+        prefix_vectors: bool = False,
         item_head_weight: float = 0.0,
         item_distillation: float = 0.0,
         path_sampling: float = 0.0,
@@ -93,6 +98,7 @@ class OneRecConfig(PreTrainedConfig):
         prefix_loss_sharpness: float = 1.0,
         label_smoothing: float = 0.0,
         dropout: float = 0.1,
+        context_dropout: float | None = None,
         item_dropout: float = 0.0,
         table_hash: str = "",
         **kwargs: Any,
@@ -124,6 +130,8 @@ class OneRecConfig(PreTrainedConfig):
         self.max_history_items = max_history_items
         self.positions = positions
         self.item_embedding = item_embedding
+        self.bos_reads_context = bos_reads_context
+        self.prefix_vectors = prefix_vectors
         self.item_head_weight = item_head_weight
         self.item_distillation = item_distillation
         self.path_sampling = path_sampling
@@ -131,6 +139,7 @@ class OneRecConfig(PreTrainedConfig):
         self.prefix_loss_sharpness = prefix_loss_sharpness
         self.label_smoothing = label_smoothing
         self.dropout = dropout
+        self.context_dropout = context_dropout if context_dropout is not None else dropout
         self.item_dropout = item_dropout
         self.table_hash = table_hash
         self.vocab_size = NUM_SPECIAL_TOKENS + sum(self.codes_per_level)

@@ -28,9 +28,11 @@ class Context:
     """Keys and values a request holds once, however many beams read them."""
 
     states_BSD: Tensor
+    newest_BD: Tensor  # the state of each request's last real position
     keys: tuple[Tensor, ...]  # one (B, H, S, d) a decoder layer; with a lazy context layers share them
     values: tuple[Tensor, ...]
     visible_B11S: Tensor | None  # None: every position is real
+    prefix_vectors: tuple[Tensor, ...] | None = None  # (n, E) a level: the mean vectors of the items below each prefix
 
     @property
     def num_requests(self) -> int:
@@ -78,7 +80,7 @@ class ContextBlock(nn.Module):
         self.attention = SelfAttention(config)
         self.feed_forward_norm = RMSNorm(config.d_model, eps=1e-6)
         self.feed_forward = make_feed_forward(config, number, in_context=True)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = Dropout(config.context_dropout)
 
     def forward(self, x_BSD: Tensor, visible: Tensor | None, causal: bool, counted_BS: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, D); `counted_BS` marks the positions that count as load of experts."""
@@ -106,7 +108,7 @@ class ContextEncoder(nn.Module):
         self.embedding = ItemEmbedding(config)
         self.start = nn.Embedding(1, config.embedding_dim)
         self.positions = nn.Embedding(config.max_history_items, config.embedding_dim)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = Dropout(config.context_dropout)
         self.blocks = nn.ModuleList(ContextBlock(config, number) for number in range(config.num_context_layers))
         self.norm = None if config.context == "lazy" else RMSNorm(config.d_model, eps=1e-6)
 

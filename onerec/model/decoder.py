@@ -26,10 +26,12 @@ class DecoderCache:
     """Self-attention keys and values of the beams' own tokens, for decoding: no gradient flows through it.
 
     BOS is the same for all beams of a request and held once. The codes' keys and values stay where they were written;
-    when beams follow parents, only the row numbers of their ancestors move. J = 2 * H * d numbers a token.
+    when beams follow parents, only the row numbers of their ancestors move. The codes themselves make one number a
+    beam, its prefix (see `prefixes.PrefixTree`). J = 2 * H * d numbers a token.
     """
 
     def __init__(self, num_layers: int) -> None:
+        self.prefixes_BW = torch.zeros(0, 0, dtype=torch.long)
         self.bos_BJ: list[Tensor] = []  # a layer
         self._codes: list[list[Tensor]] = [[] for _ in range(num_layers)]  # a layer, a code: (B * W of its level, J)
         self._ancestors: list[Tensor] = []  # a code: (B * W,) its row that each beam of now descends from
@@ -52,6 +54,7 @@ class DecoderCache:
 
     def reorder(self, parents_BW: Tensor) -> None:
         """Let beam w continue what beam `parents_BW[b, w]` of the same request has read."""
+        self.prefixes_BW = self.prefixes_BW.gather(1, parents_BW)
         if not self._ancestors:
             return
         num_requests = parents_BW.size(0)
@@ -129,6 +132,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.first_rows = [sum(config.codes_per_level[:level]) for level in range(config.num_levels)]
         self.bos = nn.Embedding(1, config.d_model)
+        width = config.d_model
+        self.context_to_bos = nn.Linear(width, width, bias=False) if config.bos_reads_context else None
         self.codes = nn.Embedding(sum(config.codes_per_level[:-1]) or 1, config.d_model)
         self.levels = nn.Embedding(config.num_levels, config.d_model)
         self.dropout = Dropout(config.dropout)
@@ -148,6 +153,7 @@ class Decoder(nn.Module):
     def forward(
         self,
         code_rows_BPT: Tensor,
+        newest_BPD: Tensor,
         keys: tuple[Tensor, ...],
         values: tuple[Tensor, ...],
         visible: Tensor | None,
@@ -155,11 +161,12 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Teacher forcing: the first T codes of each target, T < L, as table rows -> states (B, P, T + 1, D).
 
+        `newest_BPD` holds the context state before each target, which BOS may carry (P = 1: the same for all targets);
         `counted_BP` marks the targets whose tokens count as load of experts, None for all.
         """
         num_positions = code_rows_BPT.size(-1) + 1
-        bos = self.bos.weight.expand(*code_rows_BPT.shape[:2], 1, -1)
-        x_BPLD = torch.cat([bos, self.codes(code_rows_BPT)], dim=2) + self.levels.weight[:num_positions]
+        bos_BPD = self._bos(newest_BPD).expand(*code_rows_BPT.shape[:2], -1)
+        x_BPLD = torch.cat([bos_BPD[:, :, None], self.codes(code_rows_BPT)], dim=2) + self.levels.weight[:num_positions]
         x_BPLD = self.dropout(x_BPLD.to(residual_dtype(self.blocks)))
         counted_BPL = None if counted_BP is None else counted_BP[..., None].expand(x_BPLD.shape[:-1])
         for block, block_keys, block_values in zip(self._layers(), keys, values, strict=True):
@@ -169,13 +176,19 @@ class Decoder(nn.Module):
     def step(self, codes_BW: Tensor | None, level: int, context: Context, cache: DecoderCache) -> Tensor:
         """State (B, W, D) that predicts `level`, given the codes chosen at the level before it (None at level 0)."""
         if codes_BW is None:
-            x_BWD = self.bos.weight.expand(context.num_requests, 1, -1)
+            x_BWD = self._bos(context.newest_BD[:, None])
         else:
             x_BWD = self.codes(codes_BW + self.first_rows[level - 1])
         x_BWD = (x_BWD + self.levels.weight[level]).to(residual_dtype(self.blocks))
         for layer, block in enumerate(self._layers()):
             x_BWD = block.step(x_BWD, layer, context, cache)
         return self.norm(x_BWD.to(self.norm.weight.dtype))
+
+    def _bos(self, newest_BPD: Tensor) -> Tensor:
+        """Vectors (B, P, D) of BOS."""
+        if self.context_to_bos is None:
+            return self.bos.weight.expand(*newest_BPD.shape[:2], -1)
+        return self.bos.weight + self.context_to_bos(newest_BPD)
 
     def _layers(self) -> list[DecoderBlock]:
         return cast("list[DecoderBlock]", list(self.blocks))

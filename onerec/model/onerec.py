@@ -33,6 +33,7 @@ from onerec.model.layers import visible_up_to
 from onerec.model.moe import balance_experts
 from onerec.model.precision import Precision
 from onerec.model.prefix_loss import prefix_loss
+from onerec.model.prefixes import PrefixHeads, PrefixTree
 
 
 @dataclass
@@ -59,7 +60,9 @@ class OneRec(PreTrainedModel, GenerationMixin):
         self.decoder = Decoder(config)
         self.code_heads = CodeHeads(config)
         self.item_head = ItemHead(config) if config.item_head_weight else None
+        self.prefix_heads = PrefixHeads(config) if config.prefix_vectors else None
         self._teacher: CodeTeacher | None = None
+        self._tree: PrefixTree | None = None
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -82,7 +85,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
         first_rows_L = np.concatenate([[0], np.cumsum(limits_L)[:-1]])
         self.encoder.code_rows_NL.copy_(torch.from_numpy(codes_NL.astype(np.int64) + first_rows_L))
         self.config.table_hash = table_hash
-        self._teacher = None
+        self._teacher = self._tree = None
 
     def set_pieces(self, pieces_P: np.ndarray, offsets: np.ndarray) -> None:
         """Store the pieces of each item's semantic ID: those of item k are `pieces_P[offsets[k]:offsets[k + 1]]`.
@@ -115,13 +118,23 @@ class OneRec(PreTrainedModel, GenerationMixin):
             model.decoder.context_processor.to(torch.bfloat16)
         return model
 
-    def encode(self, items_BS: Tensor, lengths_B: Tensor) -> Context:
-        """Encode right-padded histories of item indices; what stands in the padding does not matter."""
+    def pool_prefix_vectors(self) -> tuple[Tensor, ...] | None:
+        """The mean vector (n, E) of the items below each prefix of each level; None for a model without such heads."""
+        return None if self.prefix_heads is None else self._prefix_tree().pool(self.encoder.item_vectors())
+
+    def encode(self, items_BS: Tensor, lengths_B: Tensor, prefix_vectors: tuple[Tensor, ...] | None = None) -> Context:
+        """Encode right-padded histories of item indices; what stands in the padding does not matter.
+
+        `prefix_vectors` are those of `pool_prefix_vectors`, pooled anew where they are not given.
+        """
         states_BSD = self.encoder.encode(items_BS, lengths_B)
         ragged = bool((lengths_B < items_BS.size(1)).any())
         visible = visible_up_to(lengths_B + 1, states_BSD.size(1)) if ragged else None
         keys, values = self.decoder.project_context(states_BSD)
-        return Context(states_BSD, keys, values, visible)
+        newest_BD = states_BSD[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B]
+        if prefix_vectors is None:
+            prefix_vectors = self.pool_prefix_vectors()
+        return Context(states_BSD, newest_BD, keys, values, visible, prefix_vectors)
 
     def new_cache(self) -> DecoderCache:
         """An empty cache for one beam search."""
@@ -130,7 +143,50 @@ class OneRec(PreTrainedModel, GenerationMixin):
     def decode_step(self, codes_BW: Tensor | None, level: int, context: Context, cache: DecoderCache) -> Tensor:
         """Log-probabilities (B, W, K) of `level` after the codes chosen at the level before (None and W = 1 at 0)."""
         states_BWD = self.decoder.step(codes_BW, level, context, cache)
-        return self.code_heads(states_BWD, level).float().log_softmax(dim=-1)
+        if codes_BW is None:
+            cache.prefixes_BW = torch.zeros(states_BWD.shape[:2], dtype=torch.long, device=states_BWD.device)
+        else:
+            cache.prefixes_BW = cache.prefixes_BW * self.config.codes_per_level[level - 1] + codes_BW
+        return self._code_logits(states_BWD, level, cache.prefixes_BW, context.prefix_vectors).log_softmax(dim=-1)
+
+    def codes_of(self, items: Tensor) -> Tensor:
+        """Item indices (...) -> their codes (..., L) by the ID table in the model."""
+        first_rows_L = torch.tensor(self.decoder.first_rows, device=items.device)
+        return self.encoder.code_rows_NL[items] - first_rows_L
+
+    def score_levels(self, context: Context, codes_BPL: Tensor) -> list[Tensor]:
+        """Logits of each level after the codes before it, all P code tuples of a request at once.
+
+        Returns:
+            (B, 1, K) of the first level, which all tuples share, then (B, P, K).
+        """
+        rows_BPL = codes_BPL + torch.tensor(self.decoder.first_rows, device=codes_BPL.device)
+        hidden_BPLD = self.decoder(
+            rows_BPL[..., :-1], context.newest_BD[:, None], context.keys, context.values, context.visible_B11S
+        )
+        prefixes = self._prefixes_of(codes_BPL[..., :-1])
+        first = self._code_logits(hidden_BPLD[:, :1, 0], 0, prefixes[0][:, :1], context.prefix_vectors)
+        later = [
+            self._code_logits(hidden_BPLD[:, :, level], level, prefixes[level], context.prefix_vectors)
+            for level in range(1, codes_BPL.size(2))
+        ]
+        return [first, *later]
+
+    def _code_logits(
+        self, states: Tensor, level: int, prefixes: Tensor, prefix_vectors: tuple[Tensor, ...] | None
+    ) -> Tensor:
+        """Decoder states (..., D) that have read `prefixes` (...) of `level` codes -> logits (..., K) in float32."""
+        logits: Tensor = self.code_heads(states, level).float()
+        if self.prefix_heads is None or prefix_vectors is None:
+            return logits
+        return logits + self.prefix_heads(states, level, prefixes, self._prefix_tree(), prefix_vectors[level])
+
+    def _prefixes_of(self, codes: Tensor) -> list[Tensor]:
+        """Codes (..., T) -> the prefixes (...) of 0 to T codes as numbers."""
+        prefixes = [torch.zeros(codes.shape[:-1], dtype=torch.long, device=codes.device)]
+        for level in range(codes.size(-1)):
+            prefixes.append(prefixes[-1] * self.config.codes_per_level[level] + codes[..., level])
+        return prefixes
 
     # ---- training and transformers' interface --------------------------------------------------------------------
 
@@ -212,20 +268,22 @@ class OneRec(PreTrainedModel, GenerationMixin):
         has_target_BP = target_items_BP != IGNORED_TARGET
         counted_BP = has_target_BP if counted is None else has_target_BP & counted
         items_M = target_items_BP[has_target_BP]
+        newest_BPD = _states_before_targets(states_BSD, mask_BS, target_items_BP.size(1))
+        vectors_NE = self.encoder.item_vectors()
         item_loss, lesson, paths_M = None, None, items_M
         lazy = self.config.context == "lazy"  # no context position has seen another, but BOS has seen them all
         if self.item_head is not None and not lazy:
-            states_MD = self._states_before_targets(states_BSD, mask_BS, has_target_BP)
-            item_loss, lesson = self._item_loss(self.item_head, states_MD, items_M)
+            item_loss, lesson = self._item_loss(self.item_head, newest_BPD[has_target_BP], items_M, vectors_NE)
             paths_M = self._draw_paths(items_M, lesson)
         paths_BP = torch.zeros_like(target_items_BP).masked_scatter(has_target_BP, paths_M)
         keys, values = self.decoder.project_context(states_BSD)
         visible = self._visible_to_targets(mask_BS, target_items_BP.size(1))
         code_rows_BPL = self.encoder.code_rows_NL[paths_BP]
-        hidden_MLD = self.decoder(code_rows_BPL[..., :-1], keys, values, visible, counted_BP)[has_target_BP]
+        hidden_BPLD = self.decoder(code_rows_BPL[..., :-1], newest_BPD, keys, values, visible, counted_BP)
+        hidden_MLD = hidden_BPLD[has_target_BP]
         if self.item_head is not None and lazy:
-            item_loss, lesson = self._item_loss(self.item_head, hidden_MLD[:, 0], items_M)
-        level_losses_L = self._level_losses(hidden_MLD, paths_M, lesson)
+            item_loss, lesson = self._item_loss(self.item_head, hidden_MLD[:, 0], items_M, vectors_NE)
+        level_losses_L = self._level_losses(hidden_MLD, paths_M, vectors_NE, lesson)
         loss = level_losses_L.sum()
         if self.training and self.config.prefix_loss_weight:
             sharpness = self.config.prefix_loss_sharpness
@@ -244,19 +302,14 @@ class OneRec(PreTrainedModel, GenerationMixin):
         causal_SS = torch.ones(num_positions, num_positions, dtype=torch.bool, device=mask_BS.device).tril()
         return causal_SS[-num_targets:].repeat_interleave(self.config.num_levels, dim=0)
 
-    def _states_before_targets(self, states_BSD: Tensor, mask_BS: Tensor, has_target_BP: Tensor) -> Tensor:
-        if (num_targets := has_target_BP.size(1)) > 1:
-            return states_BSD[:, -num_targets:][has_target_BP]
-        rows = torch.arange(states_BSD.size(0), device=states_BSD.device)
-        return states_BSD[rows, mask_BS.sum(dim=1) - 1][has_target_BP[:, 0]]
-
-    def _item_loss(self, head: ItemHead, states_MD: Tensor, items_M: Tensor) -> tuple[Tensor, Lesson | None]:
+    def _item_loss(
+        self, head: ItemHead, states_MD: Tensor, items_M: Tensor, vectors_NE: Tensor
+    ) -> tuple[Tensor, Lesson | None]:
         """Loss of the item head and, in training, what it teaches the code heads, where they are to learn from it."""
-        vectors_ND = self.encoder.item_vectors()
         if not (self.training and (self.config.item_distillation or self.config.path_sampling)):
-            return F.cross_entropy(head(states_MD, vectors_ND).float(), items_M), None
+            return F.cross_entropy(head(states_MD, vectors_NE).float(), items_M), None
         teacher = self._code_teacher()
-        log_probs_MN = head(states_MD, vectors_ND[teacher.order_N]).float().log_softmax(dim=-1)
+        log_probs_MN = head(states_MD, vectors_NE[teacher.order_N]).float().log_softmax(dim=-1)
         return F.nll_loss(log_probs_MN, teacher.place_N[items_M]), teacher.lesson(log_probs_MN.detach().exp())
 
     def _draw_paths(self, items_M: Tensor, lesson: Lesson | None) -> Tensor:
@@ -266,13 +319,14 @@ class OneRec(PreTrainedModel, GenerationMixin):
         drawn_M = torch.rand(items_M.shape, device=items_M.device) < self.config.path_sampling
         return torch.where(drawn_M, lesson.sample_items(), items_M)
 
-    def _level_losses(self, hidden_MLD: Tensor, items_M: Tensor, lesson: Lesson | None) -> Tensor:
+    def _level_losses(self, hidden_MLD: Tensor, items_M: Tensor, vectors_NE: Tensor, lesson: Lesson | None) -> Tensor:
         """Mean cross-entropy of each level, partly against the item head's distribution where one is given."""
-        losses, code_rows_ML = [], self.encoder.code_rows_NL[items_M]
-        for level, offset in enumerate(self.config.level_offsets):
-            logits_MK = self.code_heads(hidden_MLD[:, level], level).float()
-            codes_M = code_rows_ML[:, level] - (offset - NUM_SPECIAL_TOKENS)
-            loss = F.cross_entropy(logits_MK, codes_M, label_smoothing=self._smoothing())
+        losses, codes_ML = [], self.codes_of(items_M)
+        prefix_vectors = None if self.prefix_heads is None else self._prefix_tree().pool(vectors_NE)
+        prefixes = self._prefixes_of(codes_ML[:, :-1])
+        for level in range(self.config.num_levels):
+            logits_MK = self._code_logits(hidden_MLD[:, level], level, prefixes[level], prefix_vectors)
+            loss = F.cross_entropy(logits_MK, codes_ML[:, level], label_smoothing=self._smoothing())
             if lesson is not None and self.config.item_distillation:
                 soft_MK = lesson.code_targets(items_M, level)
                 loss = torch.lerp(loss, F.cross_entropy(logits_MK, soft_MK), self.config.item_distillation)
@@ -281,11 +335,16 @@ class OneRec(PreTrainedModel, GenerationMixin):
 
     def _code_teacher(self) -> CodeTeacher:
         if self._teacher is None:
-            rows_NL = self.encoder.code_rows_NL
-            first_rows_L = np.asarray(self.config.level_offsets) - NUM_SPECIAL_TOKENS
-            codes_NL = rows_NL.cpu().numpy() - first_rows_L
-            self._teacher = CodeTeacher(codes_NL, self.config.codes_per_level, rows_NL.device)
+            self._teacher = CodeTeacher(self._all_codes(), self.config.codes_per_level, self.device)
         return self._teacher
+
+    def _prefix_tree(self) -> PrefixTree:
+        if self._tree is None:
+            self._tree = PrefixTree(self._all_codes(), self.config.codes_per_level, self.device)
+        return self._tree
+
+    def _all_codes(self) -> np.ndarray:
+        return self.codes_of(torch.arange(self.config.num_items, device=self.device)).cpu().numpy()
 
     def _smoothing(self) -> float:
         return self.config.label_smoothing if self.training else 0.0
@@ -294,14 +353,25 @@ class OneRec(PreTrainedModel, GenerationMixin):
         """Logits (B, T, V): those of position t fill the codes of level t, the rest is -inf."""
         keys, values = self.decoder.project_context(states_BSD)
         code_rows_BT = decoder_input_ids[:, 1:] - NUM_SPECIAL_TOKENS
-        hidden_BTD = self.decoder(code_rows_BT[:, None], keys, values, mask_BS[:, None, None, :])[:, 0]
+        first_rows_T = torch.tensor(self.decoder.first_rows[: code_rows_BT.size(1)], device=code_rows_BT.device)
+        prefixes, prefix_vectors = self._prefixes_of(code_rows_BT - first_rows_T), self.pool_prefix_vectors()
+        newest_B1D = _states_before_targets(states_BSD, mask_BS, num_targets=1)
+        hidden_BTD = self.decoder(code_rows_BT[:, None], newest_B1D, keys, values, mask_BS[:, None, None, :])[:, 0]
         logits_BTV = hidden_BTD.new_full((*hidden_BTD.shape[:2], self.config.vocab_size), float("-inf"))
         for level in range(hidden_BTD.size(1)):
             first = self.config.level_offsets[level]
-            logits_BTV[:, level, first : first + self.config.codes_per_level[level]] = self.code_heads(
-                hidden_BTD[:, level], level
+            logits_BTV[:, level, first : first + self.config.codes_per_level[level]] = self._code_logits(
+                hidden_BTD[:, level], level, prefixes[level], prefix_vectors
             )
         return logits_BTV
+
+
+def _states_before_targets(states_BSD: Tensor, mask_BS: Tensor, num_targets: int) -> Tensor:
+    """The context state (B, P, D) of the newest position that each target follows."""
+    if num_targets > 1:
+        return states_BSD[:, -num_targets:]
+    rows_B = torch.arange(states_BSD.size(0), device=states_BSD.device)
+    return states_BSD[rows_B, mask_BS.sum(dim=1) - 1][:, None]
 
 
 AutoModel.register(OneRecConfig, OneRec)

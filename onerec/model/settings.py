@@ -42,6 +42,12 @@ class ModelSettings(Settings):
     max_history_items: PositiveInt = Field(50, description="newest items of a history that are read")
     positions: Positions = Field("from_start", description="which item has position 0, the oldest read or the newest")
     item_embedding: bool = Field(True, description="an own vector for each item beside its codes, in the context")
+    bos_reads_context: bool = Field(
+        False, description="BOS carries the state of the newest item before the target: the decoder knows which it is"
+    )
+    prefix_vectors: bool = Field(
+        False, description="codes' logits gain the product of a query with the mean vector of the items below"
+    )
     item_head_weight: float = Field(1.0, ge=0, description="loss weight of the auxiliary softmax over items; 0: none")
     item_distillation: float = Field(
         0.0, ge=0, le=1, description="share of each code's target taken from the item head's distribution"
@@ -55,6 +61,7 @@ class ModelSettings(Settings):
     prefix_loss_sharpness: float = Field(1.0, ge=0, description="how much the prefix of highest loss counts there")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over a level's other codes")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of activations dropped in training, in 256ths")
+    context_dropout: float | None = Field(None, ge=0, lt=1, description="the same in the context; None for dropout")
     item_dropout: float = Field(0.0, ge=0, lt=1, description="share of history items dropped in training")
 
     @model_validator(mode="after")
@@ -83,6 +90,11 @@ class ModelSettings(Settings):
             raise ValueError(
                 f"{', '.join(changed)}: found with context {self.context}, expected context lazy; "
                 "set context=lazy or leave them out"
+            )
+        if self.context == "lazy" and self.bos_reads_context:
+            raise ValueError(
+                "bos_reads_context: found with context lazy, whose positions have read nothing; "
+                "set it to false, or the context to causal"
             )
         if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
             raise ValueError(

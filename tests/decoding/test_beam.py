@@ -25,9 +25,10 @@ def make_catalogue(num_items: int, sizes: tuple[int, ...] = SIZES, seed: int = 0
     return np.stack(np.unravel_index(flat_N, sizes), axis=1)
 
 
-def make_model(codes_NL: np.ndarray, sizes: tuple[int, ...] = SIZES, seed: int = 0) -> OneRec:
+def make_model(codes_NL: np.ndarray, sizes: tuple[int, ...] = SIZES, seed: int = 0, **changes: Any) -> OneRec:
     torch.manual_seed(seed)
-    config = OneRecConfig(codes_per_level=sizes, num_items=len(codes_NL), d_model=16, d_ff=32, max_history_items=8)
+    shape = {"d_model": 16, "d_ff": 32, "max_history_items": 8, **changes}
+    config = OneRecConfig(codes_per_level=sizes, num_items=len(codes_NL), **shape)
     model = OneRec(config).eval()
     model.set_codes(codes_NL, "hash")
     with torch.no_grad():
@@ -141,10 +142,11 @@ def test_exclusions_leave_the_exhaustive_ranking_of_the_rest() -> None:
         assert result.scores_BK[row, num_allowed:].isneginf().all()
 
 
+@pytest.mark.parametrize("changes", [{}, {"bos_reads_context": True, "prefix_vectors": True}])
 @pytest.mark.parametrize(("num_beams", "k"), [(1, 1), (4, 4), (10, 7)])
-def test_same_beams_as_constrained_generate(num_beams: int, k: int) -> None:
+def test_same_beams_as_constrained_generate(num_beams: int, k: int, changes: dict[str, object]) -> None:
     codes_NL = make_catalogue(60)
-    model = make_model(codes_NL)
+    model = make_model(codes_NL, **changes)
     items_BS, lengths_B = make_histories(60, (8, 3, 1, 6))
     result = beam_search(model, model.encode(items_BS, lengths_B), Trie.from_table(codes_NL, SIZES), num_beams, k)
 

@@ -17,6 +17,16 @@ from onerec.model.prefix_loss import prefix_loss
 
 CODES_PER_LEVEL = [5, 4, 6]
 NUM_ITEMS = 40
+CONTEXTS = [
+    {"context": "causal"},
+    {"context": "causal", "bos_reads_context": True},
+    {"context": "causal", "prefix_vectors": True},
+    {"context": "bidirectional"},
+    {"context": "bidirectional", "bos_reads_context": True},
+    {"context": "lazy"},
+    {"context": "lazy", "prefix_vectors": True},
+]
+MANY_TARGET_CONTEXTS = [changes for changes in CONTEXTS if changes["context"] != "bidirectional"]
 
 
 def build_model(**changes: object) -> OneRec:
@@ -32,8 +42,7 @@ def build_model(**changes: object) -> OneRec:
 
 
 def codes_of(model: OneRec) -> torch.Tensor:
-    first_rows = torch.tensor(model.config.level_offsets) - model.config.level_offsets[0]
-    return model.encoder.code_rows_NL - first_rows
+    return model.codes_of(torch.arange(NUM_ITEMS))
 
 
 def log_probabilities_by_steps(model: OneRec, history: list[int], item: int) -> torch.Tensor:
@@ -46,19 +55,19 @@ def log_probabilities_by_steps(model: OneRec, history: list[int], item: int) -> 
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("context", ["causal", "bidirectional", "lazy"])
+@pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("activation", ["relu", "gelu", "swiglu"])
-def test_decoding_steps_give_the_training_loss(context: str, activation: str) -> None:
-    model = build_model(context=context, activation=activation)
+def test_decoding_steps_give_the_training_loss(context: dict[str, object], activation: str) -> None:
+    model = build_model(**context, activation=activation)
     history, item = [3, 17, 30, 3], 22
     output = model(input_ids=torch.tensor([history]) + 1, target_items=torch.tensor([[item]]))
     torch.testing.assert_close(output.level_losses_L, -log_probabilities_by_steps(model, history, item))
 
 
 @pytest.mark.parametrize("num_experts", [0, 4])
-@pytest.mark.parametrize("context", ["causal", "lazy"])
-def test_every_position_equals_its_one_target_form(context: str, num_experts: int) -> None:
-    model = build_model(context=context, num_experts=num_experts, item_head_weight=0.5)
+@pytest.mark.parametrize("context", MANY_TARGET_CONTEXTS)
+def test_every_position_equals_its_one_target_form(context: dict[str, object], num_experts: int) -> None:
+    model = build_model(**context, num_experts=num_experts, item_head_weight=0.5)
     histories, targets = [[3, 17, 30, 4], [8, 8]], [[9, 17, 30, 4, 21], [1, 8, 5]]
     many = model(
         input_ids=torch.tensor([[4, 18, 31, 5], [9, 9, 0, 0]]),
@@ -75,18 +84,18 @@ def test_every_position_equals_its_one_target_form(context: str, num_experts: in
 
 
 @pytest.mark.parametrize("positions", ["from_start", "from_end"])
-@pytest.mark.parametrize("context", ["causal", "bidirectional", "lazy"])
-def test_padding_and_company_change_nothing(context: str, positions: str) -> None:
-    model = build_model(context=context, positions=positions)
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_padding_and_company_change_nothing(context: dict[str, object], positions: str) -> None:
+    model = build_model(**context, positions=positions)
     alone = model.decode_step(None, 0, model.encode(torch.tensor([[3, 9]]), torch.tensor([2])), model.new_cache())
     rows = torch.tensor([[3, 9, 39, 39], [1, 2, 3, 4]])
     together = model.decode_step(None, 0, model.encode(rows, torch.tensor([2, 4])), model.new_cache())
     torch.testing.assert_close(together[:1], alone)
 
 
-@pytest.mark.parametrize("context", ["causal", "lazy"])
-def test_leading_positions_without_targets_may_be_left_out(context: str) -> None:
-    model = build_model(context=context, item_head_weight=1.0).eval()
+@pytest.mark.parametrize("context", MANY_TARGET_CONTEXTS)
+def test_leading_positions_without_targets_may_be_left_out(context: dict[str, object]) -> None:
+    model = build_model(**context, item_head_weight=1.0).eval()
     input_ids = torch.tensor([[3, 1, 4, 2], [5, 9, 2, 6]])
     targets = torch.tensor([[-100, -100, -100, 6, 8], [-100, -100, 7, -100, 1]])
     whole, cut = (model(input_ids=input_ids, target_items=some) for some in (targets, targets[:, 2:]))
@@ -107,6 +116,19 @@ def test_positions_from_the_end_number_the_newest_item_zero() -> None:
     moved = model.encode(long, torch.tensor([3])).states_BSD[0]
     torch.testing.assert_close(moved[:3], states[0][:3])
     assert not torch.allclose(moved[3], states[0][3])
+
+
+def test_bos_carries_the_state_of_the_newest_item_alone() -> None:
+    model = build_model(bos_reads_context=True)
+    histories = torch.tensor([[3, 17, 30], [9, 17, 30], [3, 30, 17]])
+    with torch.no_grad():
+        for block in model.encoder.blocks:  # states are item vectors, not mixtures
+            block.attention.output.weight.zero_()
+        for block in model.decoder.blocks:  # and the decoder reads them through BOS alone
+            block.cross_attention.output.weight.zero_()
+    first = model.decode_step(None, 0, model.encode(histories, torch.tensor([3, 3, 3])), model.new_cache())
+    torch.testing.assert_close(first[0], first[1])
+    assert not torch.allclose(first[0], first[2])
 
 
 @pytest.mark.parametrize("context", ["causal", "lazy"])
@@ -264,7 +286,7 @@ def test_path_sampling_trains_the_codes_of_drawn_items_in_training_only() -> Non
     outputs = drawn(**inputs)
     torch.manual_seed(0)
     states_BSD = drawn.encoder.encode(torch.tensor([[3, 17]]), torch.tensor([2]))
-    _, lesson = drawn._item_loss(drawn.item_head, states_BSD[:, -1], torch.tensor([22]))
+    _, lesson = drawn._item_loss(drawn.item_head, states_BSD[:, -1], torch.tensor([22]), drawn.encoder.item_vectors())
     torch.rand(1)  # decides whether to draw: always
     item = lesson.sample_items()
     assert item.item() != 22

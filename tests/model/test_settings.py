@@ -21,6 +21,7 @@ from tokenizer.settings import build_settings, dump_yaml, read_yaml
         ({"item_distillation": 0.5, "item_head_weight": 0}, "item_distillation needs the item head"),
         ({"path_sampling": 0.5, "item_head_weight": 0}, "path_sampling needs the item head"),
         ({"path_sampling": 0.5, "context": "lazy"}, "path_sampling needs a context encoder"),
+        ({"bos_reads_context": True, "context": "lazy"}, "bos_reads_context: found with context lazy"),
         ({"num_shared_experts": 1}, "num_experts: found 0 beside num_shared_experts"),
         ({"experts_in_context": True}, "num_experts: found 0 beside"),
         ({"num_experts": 4, "experts_per_token": 5}, "experts_per_token: found 5, expected at most num_experts 4"),

@@ -7,7 +7,7 @@ import torch
 from onerec.decoding.sampling import sample_distinct_items, sample_items
 from onerec.model.configuration import OneRecConfig
 from onerec.model.onerec import OneRec
-from rl.scoring import codes_of, score_codes, score_items
+from rl.scoring import score_codes, score_items
 
 HISTORIES_BS = torch.tensor([[1, 2, 3], [4, 0, 0]])
 LENGTHS_B = torch.tensor([3, 1])
@@ -72,4 +72,4 @@ def test_one_items_gradient_is_not_zero_and_reaches_the_context(toy) -> None:
 
 def test_codes_come_from_the_table_in_the_model(toy) -> None:
     items_BG = torch.tensor([[0, 5, 13]])
-    assert codes_of(toy.model, items_BG).tolist() == [toy.codes_NL[[0, 5, 13]].tolist()]
+    assert toy.model.codes_of(items_BG).tolist() == [toy.codes_NL[[0, 5, 13]].tolist()]

@@ -1,0 +1,94 @@
+"""Vectors of the catalogue's prefixes, so that a code's logit knows which items lie below it.
+
+A code means something else after each prefix, and a linear head over hidden states has one row a code whatever the
+prefix: the item head, which has a vector for each item, ranks better than such a decoder learns to (measured on
+Amazon-2014 Beauty). Here a child of a prefix has a vector too, the mean of the vectors of the items below it, and its
+logit gains the product with a query made of the decoder's state. Only the children of the prefixes that are being
+extended are read: the cost follows the branching of the tree, not the catalogue. Tree-based deep models (Zhu et al.
+2018, arXiv 1801.02294) give nodes vectors of their own; the mean needs no further weights and covers new items.
+
+Shapes: N items, L levels, n nodes of a level, E width of item vectors, R prefixes, C children of all of them, K codes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onerec.model.configuration import OneRecConfig
+
+
+class PrefixTree:
+    """The prefixes that items have, level by level; built once from the ID table.
+
+    A prefix is one number: its codes read as digits, the first one highest, 0 for the empty prefix. The nodes of level
+    l are the prefixes of l + 1 codes in ascending order, so that the children of one prefix are neighbours.
+    """
+
+    def __init__(self, codes_NL: np.ndarray, codes_per_level: list[int], device: torch.device) -> None:
+        self.codes_per_level = codes_per_level
+        self.nodes: list[Tensor] = []  # of each level, ascending (n,)
+        self._node_of_item: list[Tensor] = []  # of each level (N,)
+        prefixes_N = np.zeros(len(codes_NL), dtype=np.int64)
+        for codes_N, num_codes in zip(codes_NL.T, codes_per_level, strict=True):
+            prefixes_N = prefixes_N * num_codes + codes_N
+            nodes_n, node_of_item_N = np.unique(prefixes_N, return_inverse=True)
+            self.nodes.append(torch.from_numpy(nodes_n).to(device))
+            self._node_of_item.append(torch.from_numpy(node_of_item_N).to(device))
+        self._num_items = [torch.bincount(node_of_item_N).float() for node_of_item_N in self._node_of_item]
+
+    def pool(self, item_vectors_NE: Tensor) -> tuple[Tensor, ...]:
+        """The mean (n, E) of the vectors of the items below each node, for every level."""
+        pooled = []
+        for node_of_item_N, num_items_n in zip(self._node_of_item, self._num_items, strict=True):
+            sums_nE = item_vectors_NE.new_zeros(len(num_items_n), item_vectors_NE.size(1))
+            pooled.append(sums_nE.index_add(0, node_of_item_N, item_vectors_NE) / num_items_n[:, None])
+        return tuple(pooled)
+
+    def children(self, prefixes_R: Tensor, level: int) -> "Children":
+        """The nodes of `level` below each prefix of `level` codes; none below a prefix that no item has."""
+        nodes_n, num_codes = self.nodes[level], self.codes_per_level[level]
+        first_R = torch.searchsorted(nodes_n, prefixes_R * num_codes)
+        count_R = torch.searchsorted(nodes_n, (prefixes_R + 1) * num_codes) - first_R
+        owners_C = torch.repeat_interleave(count_R)
+        skipped_R = first_R - (count_R.cumsum(0) - count_R)
+        rows_C = torch.arange(len(owners_C), device=owners_C.device) + skipped_R[owners_C]
+        return Children(owners_C, rows_C, nodes_n[rows_C] - prefixes_R[owners_C] * num_codes)
+
+
+@dataclass(frozen=True)
+class Children:
+    """Nodes below some prefixes, prefix by prefix: whose child, which row among the nodes of its level, which code."""
+
+    owners_C: Tensor
+    rows_C: Tensor
+    codes_C: Tensor
+
+
+class PrefixHeads(nn.Module):
+    """For each level, logits of the children of prefixes by their vectors; 0 for codes that lead to no item."""
+
+    def __init__(self, config: OneRecConfig) -> None:
+        super().__init__()
+        self.codes_per_level = config.codes_per_level
+        self.queries = nn.ModuleList(
+            nn.Linear(config.d_model, config.embedding_dim, bias=False) for _ in config.codes_per_level
+        )
+
+    def forward(self, states: Tensor, level: int, prefixes: Tensor, tree: PrefixTree, vectors_nE: Tensor) -> Tensor:
+        """States (..., D) and the prefixes (...) they have read, `level` codes long -> (..., K)."""
+        queries = self.queries[level](states)
+        num_codes = self.codes_per_level[level]
+        if level == 0:  # one prefix has all children
+            logits = torch.matmul(queries, vectors_nE.to(queries.dtype).T).float()
+            return logits.new_zeros(*logits.shape[:-1], num_codes).index_copy(-1, tree.nodes[0], logits)
+        children = tree.children(prefixes.flatten(), level)
+        queries_RE, vectors_nE = queries.flatten(0, -2), vectors_nE.to(queries.dtype)
+        # embedding: its backward pass adds rows up in parallel, that of an index does not.
+        products_CE = F.embedding(children.owners_C, queries_RE) * F.embedding(children.rows_C, vectors_nE)
+        places_C = children.owners_C * num_codes + children.codes_C
+        logits_RK = products_CE.new_zeros(prefixes.numel() * num_codes, dtype=torch.float32)
+        logits_RK = logits_RK.index_add(0, places_C, products_CE.sum(dim=-1, dtype=torch.float32))
+        return logits_RK.view(*prefixes.shape, num_codes)
