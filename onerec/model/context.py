@@ -21,6 +21,7 @@ from onerec.model.configuration import PAD_TOKEN, OneRecConfig
 from onerec.model.dropout import Dropout
 from onerec.model.layers import SelfAttention, residual_dtype, visible_up_to
 from onerec.model.moe import feed_forward, make_feed_forward
+from onerec.model.prefixes import PrefixVectors
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Context:
     keys: tuple[Tensor, ...]  # one (B, H, S, d) a decoder layer; with a lazy context layers share them
     values: tuple[Tensor, ...]
     visible_B11S: Tensor | None  # None: every position is real
-    prefix_vectors: tuple[Tensor, ...] | None = None  # (n, E) a level: the mean vectors of the items below each prefix
+    prefix_vectors: PrefixVectors | None = None
 
     @property
     def num_requests(self) -> int:

@@ -1,6 +1,7 @@
 """Floating-point operations of a pass, counted from the matrix products, for utilisation figures.
 
-A multiply-add counts as two. Embedding look-ups, norms and softmaxes are left out, as is usual for model FLOPs.
+A multiply-add counts as two. Embedding look-ups, norms and softmaxes are left out, as is usual for model FLOPs. Every
+first code is taken to have items.
 """
 
 from collections.abc import Sequence
@@ -14,9 +15,9 @@ def forward_flops(config: OneRecConfig, num_positions: int, num_targets: int, me
     `mean_context` is the mean number of context positions a target attends to.
     """
     attended = mean_context + (config.num_levels + 1) / 2
-    heads = config.d_model * sum(config.codes_per_level)
+    heads = sum(_code_head(config, level) for level in range(config.num_levels))
     item_head = config.embedding_dim * (config.d_model + config.num_items) if config.item_head_weight else 0
-    per_target = config.num_levels * _decoder_position(config, attended) + heads + item_head
+    per_target = config.num_levels * _decoder_position(config, attended) + _bos(config) + heads + item_head
     return 2.0 * (num_positions * _context_position(config, mean_context) + num_targets * per_target)
 
 
@@ -30,10 +31,10 @@ def decoding_flops(config: OneRecConfig, num_positions: int, beams_per_level: Se
 
     `beams_per_level` is how many beams read each level: one, the root, at the first.
     """
-    products = num_positions * _context_position(config, num_positions)
-    for level, (num_beams, num_codes) in enumerate(zip(beams_per_level, config.codes_per_level, strict=True)):
+    products = num_positions * _context_position(config, num_positions) + _bos(config)
+    for level, num_beams in enumerate(beams_per_level):
         attended = num_positions + level + 1
-        products += num_beams * (_decoder_position(config, attended) + config.d_model * num_codes)
+        products += num_beams * (_decoder_position(config, attended) + _code_head(config, level))
     return 2.0 * products
 
 
@@ -53,6 +54,20 @@ def _decoder_position(config: OneRecConfig, num_attended: float) -> float:
     inner = config.num_heads * config.head_dim
     attention = config.num_decoder_layers * (6 * config.d_model * inner + 2 * inner * num_attended)
     return attention + _feed_forwards(config, config.num_decoder_layers, in_context=False)
+
+
+def _bos(config: OneRecConfig) -> int:
+    """Multiply-adds of the BOS of one target or request."""
+    return config.d_model**2 if config.bos_reads_context else 0
+
+
+def _code_head(config: OneRecConfig, level: int) -> int:
+    """Multiply-adds of the logits after one prefix; products with the few children of later prefixes are left out."""
+    num_codes = config.codes_per_level[level]
+    linear = config.d_model * num_codes
+    if not config.prefix_vectors:
+        return linear
+    return linear + config.embedding_dim * (config.d_model + (num_codes if level == 0 else 0))
 
 
 def _feed_forwards(config: OneRecConfig, num_blocks: int, in_context: bool) -> int:

@@ -33,7 +33,7 @@ from onerec.model.layers import visible_up_to
 from onerec.model.moe import balance_experts
 from onerec.model.precision import Precision
 from onerec.model.prefix_loss import prefix_loss
-from onerec.model.prefixes import PrefixHeads, PrefixTree
+from onerec.model.prefixes import PrefixHeads, PrefixTree, PrefixVectors
 
 
 @dataclass
@@ -118,11 +118,11 @@ class OneRec(PreTrainedModel, GenerationMixin):
             model.decoder.context_processor.to(torch.bfloat16)
         return model
 
-    def pool_prefix_vectors(self) -> tuple[Tensor, ...] | None:
-        """The mean vector (n, E) of the items below each prefix of each level; None for a model without such heads."""
+    def pool_prefix_vectors(self) -> PrefixVectors | None:
+        """The mean vectors of the items below each prefix of the ID table; None for a model without heads for them."""
         return None if self.prefix_heads is None else self._prefix_tree().pool(self.encoder.item_vectors())
 
-    def encode(self, items_BS: Tensor, lengths_B: Tensor, prefix_vectors: tuple[Tensor, ...] | None = None) -> Context:
+    def encode(self, items_BS: Tensor, lengths_B: Tensor, prefix_vectors: PrefixVectors | None = None) -> Context:
         """Encode right-padded histories of item indices; what stands in the padding does not matter.
 
         `prefix_vectors` are those of `pool_prefix_vectors`, pooled anew where they are not given.
@@ -173,13 +173,13 @@ class OneRec(PreTrainedModel, GenerationMixin):
         return [first, *later]
 
     def _code_logits(
-        self, states: Tensor, level: int, prefixes: Tensor, prefix_vectors: tuple[Tensor, ...] | None
+        self, states: Tensor, level: int, prefixes: Tensor, prefix_vectors: PrefixVectors | None
     ) -> Tensor:
         """Decoder states (..., D) that have read `prefixes` (...) of `level` codes -> logits (..., K) in float32."""
         logits: Tensor = self.code_heads(states, level).float()
         if self.prefix_heads is None or prefix_vectors is None:
             return logits
-        return logits + self.prefix_heads(states, level, prefixes, self._prefix_tree(), prefix_vectors[level])
+        return logits + self.prefix_heads(states, level, prefixes, prefix_vectors)
 
     def _prefixes_of(self, codes: Tensor) -> list[Tensor]:
         """Codes (..., T) -> the prefixes (...) of 0 to T codes as numbers."""
@@ -339,7 +339,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
         return self._teacher
 
     def _prefix_tree(self) -> PrefixTree:
-        if self._tree is None:
+        if self._tree is None or self._tree.num_items != self.config.num_items:  # a copy may have taken in new items
             self._tree = PrefixTree(self._all_codes(), self.config.codes_per_level, self.device)
         return self._tree
 

@@ -28,7 +28,7 @@ class PrefixTree:
     """
 
     def __init__(self, codes_NL: np.ndarray, codes_per_level: list[int], device: torch.device) -> None:
-        self.codes_per_level = codes_per_level
+        self.num_items, self.codes_per_level = len(codes_NL), codes_per_level
         self.nodes: list[Tensor] = []  # of each level, ascending (n,)
         self._node_of_item: list[Tensor] = []  # of each level (N,)
         prefixes_N = np.zeros(len(codes_NL), dtype=np.int64)
@@ -39,13 +39,13 @@ class PrefixTree:
             self._node_of_item.append(torch.from_numpy(node_of_item_N).to(device))
         self._num_items = [torch.bincount(node_of_item_N).float() for node_of_item_N in self._node_of_item]
 
-    def pool(self, item_vectors_NE: Tensor) -> tuple[Tensor, ...]:
-        """The mean (n, E) of the vectors of the items below each node, for every level."""
+    def pool(self, item_vectors_NE: Tensor) -> "PrefixVectors":
+        """Give each node the mean of the vectors of the items below it."""
         pooled = []
         for node_of_item_N, num_items_n in zip(self._node_of_item, self._num_items, strict=True):
             sums_nE = item_vectors_NE.new_zeros(len(num_items_n), item_vectors_NE.size(1))
             pooled.append(sums_nE.index_add(0, node_of_item_N, item_vectors_NE) / num_items_n[:, None])
-        return tuple(pooled)
+        return PrefixVectors(self, tuple(pooled))
 
     def children(self, prefixes_R: Tensor, level: int) -> "Children":
         """The nodes of `level` below each prefix of `level` codes; none below a prefix that no item has."""
@@ -67,6 +67,14 @@ class Children:
     codes_C: Tensor
 
 
+@dataclass(frozen=True)
+class PrefixVectors:
+    """A tree and the vectors (n, E) of its nodes, level by level."""
+
+    tree: PrefixTree
+    levels: tuple[Tensor, ...]
+
+
 class PrefixHeads(nn.Module):
     """For each level, logits of the children of prefixes by their vectors; 0 for codes that lead to no item."""
 
@@ -77,17 +85,16 @@ class PrefixHeads(nn.Module):
             nn.Linear(config.d_model, config.embedding_dim, bias=False) for _ in config.codes_per_level
         )
 
-    def forward(self, states: Tensor, level: int, prefixes: Tensor, tree: PrefixTree, vectors_nE: Tensor) -> Tensor:
+    def forward(self, states: Tensor, level: int, prefixes: Tensor, vectors: PrefixVectors) -> Tensor:
         """States (..., D) and the prefixes (...) they have read, `level` codes long -> (..., K)."""
         queries = self.queries[level](states)
-        num_codes = self.codes_per_level[level]
+        num_codes, tree, vectors_nE = self.codes_per_level[level], vectors.tree, vectors.levels[level].to(queries.dtype)
         if level == 0:  # one prefix has all children
-            logits = torch.matmul(queries, vectors_nE.to(queries.dtype).T).float()
+            logits = torch.matmul(queries, vectors_nE.T).float()
             return logits.new_zeros(*logits.shape[:-1], num_codes).index_copy(-1, tree.nodes[0], logits)
         children = tree.children(prefixes.flatten(), level)
-        queries_RE, vectors_nE = queries.flatten(0, -2), vectors_nE.to(queries.dtype)
         # embedding: its backward pass adds rows up in parallel, that of an index does not.
-        products_CE = F.embedding(children.owners_C, queries_RE) * F.embedding(children.rows_C, vectors_nE)
+        products_CE = F.embedding(children.owners_C, queries.flatten(0, -2)) * F.embedding(children.rows_C, vectors_nE)
         places_C = children.owners_C * num_codes + children.codes_C
         logits_RK = products_CE.new_zeros(prefixes.numel() * num_codes, dtype=torch.float32)
         logits_RK = logits_RK.index_add(0, places_C, products_CE.sum(dim=-1, dtype=torch.float32))

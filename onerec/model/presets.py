@@ -23,7 +23,12 @@ from onerec.model.onerec import OneRec
 from onerec.model.settings import ModelSettings
 
 CODES_PER_LEVEL = (8192, 8192, 8192)
-_PLAIN = {"dropout": 0.0, "item_head_weight": 0.0}
+_PLAIN: dict[str, Any] = {
+    "dropout": 0.0,
+    "item_head_weight": 0.0,
+    "bos_reads_context": False,
+    "prefix_vectors": False,
+}
 
 
 @dataclass(frozen=True)

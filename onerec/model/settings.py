@@ -42,11 +42,11 @@ class ModelSettings(Settings):
     max_history_items: PositiveInt = Field(50, description="newest items of a history that are read")
     positions: Positions = Field("from_start", description="which item has position 0, the oldest read or the newest")
     item_embedding: bool = Field(True, description="an own vector for each item beside its codes, in the context")
-    bos_reads_context: bool = Field(
-        False, description="BOS carries the state of the newest item before the target: the decoder knows which it is"
+    bos_reads_context: bool | None = Field(
+        None, description="BOS carries the newest context state before the target; None: unless the context is lazy"
     )
     prefix_vectors: bool = Field(
-        False, description="codes' logits gain the product of a query with the mean vector of the items below"
+        True, description="codes' logits gain the product of a query with the mean vector of the items below"
     )
     item_head_weight: float = Field(1.0, ge=0, description="loss weight of the auxiliary softmax over items; 0: none")
     item_distillation: float = Field(
@@ -135,6 +135,7 @@ class ModelSettings(Settings):
 
     def configuration(self, codes_per_level: tuple[int, ...], num_items: int, num_pieces: int = 0) -> OneRecConfig:
         """The model's configuration for an ID table of `num_items` rows, whose IDs may be cut into pieces."""
-        return OneRecConfig(
-            codes_per_level=codes_per_level, num_items=num_items, num_pieces=num_pieces, **self.model_dump()
-        )
+        shape = self.model_dump()
+        if self.bos_reads_context is None:
+            shape["bos_reads_context"] = self.context != "lazy"
+        return OneRecConfig(codes_per_level=codes_per_level, num_items=num_items, num_pieces=num_pieces, **shape)

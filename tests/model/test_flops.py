@@ -16,9 +16,12 @@ SHAPES = [
     {"activation": "swiglu"},
     {"num_experts": 5, "num_dense_blocks": 1, "expert_d_ff": 24},
     {"num_experts": 5, "experts_per_token": 3, "num_shared_experts": 2, "experts_in_context": True},
+    {"bos_reads_context": True, "prefix_vectors": True},
     {"context": "lazy"},
+    {"context": "lazy", "embedding_dim": 12, "prefix_vectors": True},
     {"context": "lazy", "embedding_dim": 12, "num_kv_heads": 2, "num_kv_layers": 2, "separate_values": True},
 ]
+CODES_NL = np.stack([np.arange(30) % 8, np.arange(30) % 6, np.arange(30) % 5], axis=1)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -27,6 +30,7 @@ def test_decoding_flops_are_those_torch_counts(shape: dict[str, object], monkeyp
     monkeypatch.setattr(decoder, "attend_to_prefix", attention_to_prefix)
     config = OneRecConfig(codes_per_level=[8, 6, 5], num_items=30, d_model=32, d_ff=64, **shape)
     model = OneRec(config).eval()
+    model.set_codes(CODES_NL, "hash")
     counter = FlopCounterMode(display=False)
     with counter, torch.inference_mode(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         context = model.encode(torch.zeros(1, 9, dtype=torch.long), torch.tensor([9]))
@@ -44,7 +48,7 @@ def test_training_flops_are_those_torch_counts(shape: dict[str, object]) -> None
     """One target after nine items; attention to a target's own codes is counted as its mean, of a triangle's half."""
     config = OneRecConfig(codes_per_level=[8, 6, 5], num_items=30, d_model=32, d_ff=64, item_head_weight=1.0, **shape)
     model = OneRec(config).eval()
-    model.set_codes(np.zeros((30, 3), dtype=np.int64), "hash")
+    model.set_codes(CODES_NL, "hash")
     counter = FlopCounterMode(display=False)
     with counter, torch.inference_mode(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(input_ids=torch.ones(1, 9, dtype=torch.long), target_items=torch.zeros(1, 1, dtype=torch.long))

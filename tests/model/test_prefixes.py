@@ -28,7 +28,7 @@ def test_nodes_and_children_by_hand() -> None:
 
 def test_a_node_has_the_mean_vector_of_the_items_below() -> None:
     vectors_NE = torch.tensor([[1.0], [2.0], [4.0], [8.0], [16.0]])
-    first, second, third = PrefixTree(CODES_NL, SIZES, torch.device("cpu")).pool(vectors_NE)
+    first, second, third = PrefixTree(CODES_NL, SIZES, torch.device("cpu")).pool(vectors_NE).levels
     assert first.flatten().tolist() == [5.0, 7.0]
     assert second.flatten().tolist() == [5.0, 2.5, 16.0]
     assert third.flatten().tolist() == [5.0, 4.0, 1.0, 16.0]
@@ -52,7 +52,7 @@ def test_logits_are_those_of_a_loop_over_all_items(table: tuple[np.ndarray, list
     for level in range(len(sizes)):
         prefixes = list(product(*(range(size) for size in sizes[:level])))
         states_RD = torch.randn(len(prefixes), 8)
-        found_RK = heads(states_RD, level, torch.arange(len(prefixes)), tree, pooled[level])
+        found_RK = heads(states_RD, level, torch.arange(len(prefixes)), pooled)
         for prefix, state_D, found_K in zip(prefixes, states_RD, found_RK, strict=True):
             for code in range(sizes[level]):
                 below_N = (codes_NL[:, : level + 1] == [*prefix, code]).all(axis=1)
@@ -65,7 +65,7 @@ def test_gradients_reach_queries_and_vectors() -> None:
     heads, tree = PrefixHeads(config), PrefixTree(CODES_NL, SIZES, torch.device("cpu"))
     vectors_NE = torch.randn(5, 8, requires_grad=True)
     states_RD = torch.randn(2, 8, requires_grad=True)
-    heads(states_RD, 1, torch.tensor([1, 0]), tree, tree.pool(vectors_NE)[1]).square().sum().backward()
+    heads(states_RD, 1, torch.tensor([1, 0]), tree.pool(vectors_NE)).square().sum().backward()
     for leaf in (vectors_NE, states_RD):
         assert leaf.grad is not None
         assert leaf.grad.abs().sum(dim=1).all()
