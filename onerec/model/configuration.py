@@ -48,6 +48,7 @@ class OneRecConfig(PreTrainedConfig):
         item_distillation: share of each code's target taken from the item head's distribution instead of the true code.
         bos_reads_context: BOS carries the context state before the target, of the newest item that the decoder sees.
         prefix_vectors: add to a code's logit the product of a query with the mean vector of the items below that code.
+        repeat_bias: learn a term of each logit for items that the history holds already.
         path_sampling: share of targets whose codes are those of an item drawn from the item head's distribution.
         prefix_loss_weight, prefix_loss_sharpness: weight in the loss of the prefix-aware term, and how much its worst
             prefix counts.
@@ -91,6 +92,7 @@ class OneRecConfig(PreTrainedConfig):
         item_embedding: bool = True,
         bos_reads_context: bool = False,
         prefix_vectors: bool = False,
+        repeat_bias: bool = False,
         item_head_weight: float = 0.0,
         item_distillation: float = 0.0,
         path_sampling: float = 0.0,
@@ -132,6 +134,7 @@ class OneRecConfig(PreTrainedConfig):
         self.item_embedding = item_embedding
         self.bos_reads_context = bos_reads_context
         self.prefix_vectors = prefix_vectors
+        self.repeat_bias = repeat_bias
         self.item_head_weight = item_head_weight
         self.item_distillation = item_distillation
         self.path_sampling = path_sampling

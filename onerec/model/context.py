@@ -19,9 +19,16 @@ from transformers.modeling_outputs import BaseModelOutput
 from kernels.rms_norm import RMSNorm
 from onerec.model.configuration import PAD_TOKEN, OneRecConfig
 from onerec.model.dropout import Dropout
+from onerec.model.heads import Catalogue
 from onerec.model.layers import SelfAttention, residual_dtype, visible_up_to
 from onerec.model.moe import feed_forward, make_feed_forward
-from onerec.model.prefixes import PrefixVectors
+
+
+@dataclass
+class ContextOutput(BaseModelOutput):
+    """What transformers' generate hands from the encoder to the decoder: the history itself travels with its states."""
+
+    input_ids: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Context:
     keys: tuple[Tensor, ...]  # one (B, H, S, d) a decoder layer; with a lazy context layers share them
     values: tuple[Tensor, ...]
     visible_B11S: Tensor | None  # None: every position is real
-    prefix_vectors: PrefixVectors | None = None
+    catalogue: Catalogue
 
     @property
     def num_requests(self) -> int:
@@ -147,8 +154,8 @@ class ContextEncoder(nn.Module):
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, counted: Tensor | None = None, **_: Any
-    ) -> BaseModelOutput:
+    ) -> ContextOutput:
         """The form transformers' generate calls: item index + 1, 0 for padding on the right."""
         mask_BS = input_ids != PAD_TOKEN if attention_mask is None else attention_mask.bool()
         states_BSD = self.encode((input_ids - 1).clamp(min=0), mask_BS.sum(dim=1), counted)
-        return BaseModelOutput(last_hidden_state=states_BSD)
+        return ContextOutput(last_hidden_state=states_BSD, input_ids=input_ids)

@@ -1,24 +1,44 @@
 """Output heads: one over the codes of each level, and an optional one over all items.
 
-Shapes: M rows, L levels, K codes of a level, D width, N items.
+Shapes: M rows, L levels, K codes of a level, D width, N items, S history length in
+items.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from onerec.model.configuration import OneRecConfig
+from onerec.model.prefixes import PrefixHeads, PrefixVectors
+from onerec.model.repeats import ItemRepeatBias, RepeatBias, SeenItems
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What the logits of codes may look up: vectors of prefixes, and the items that the history holds."""
+
+    vectors: PrefixVectors | None
+    seen: SeenItems | None
 
 
 class CodeHeads(nn.Module):
-    """One linear map to the codes of each level."""
+    """For each level a linear map to its codes and, by option, terms that know the prefix's children and repetition."""
 
     def __init__(self, config: OneRecConfig) -> None:
         super().__init__()
         self.levels = nn.ModuleList(nn.Linear(config.d_model, codes, bias=False) for codes in config.codes_per_level)
+        self.prefixes = PrefixHeads(config) if config.prefix_vectors else None
+        self.repeats = RepeatBias(config.codes_per_level) if config.repeat_bias else None
 
-    def forward(self, states: Tensor, level: int) -> Tensor:
-        """States (..., D) of one level -> logits (..., K)."""
-        return self.levels[level](states)
+    def forward(self, states: Tensor, level: int, prefixes: Tensor, catalogue: Catalogue) -> Tensor:
+        """States (..., D) that have read `prefixes` (...) of `level` codes -> logits (..., K) in float32."""
+        logits: Tensor = self.levels[level](states).float()
+        if self.prefixes is not None and catalogue.vectors is not None:
+            logits = logits + self.prefixes(states, level, prefixes, catalogue.vectors)
+        if self.repeats is not None and catalogue.seen is not None:
+            logits = logits + self.repeats(level, prefixes, catalogue.seen)
+        return logits
 
 
 class ItemHead(nn.Module):
@@ -27,7 +47,9 @@ class ItemHead(nn.Module):
     def __init__(self, config: OneRecConfig) -> None:
         super().__init__()
         self.query = nn.Linear(config.d_model, config.embedding_dim, bias=False)
+        self.repeats = ItemRepeatBias() if config.repeat_bias else None
 
-    def forward(self, states_MD: Tensor, item_vectors: Tensor) -> Tensor:
-        """States (M, D) and item vectors, one a row of N -> (M, N)."""
-        return torch.matmul(self.query(states_MD), item_vectors.T)
+    def forward(self, states_MD: Tensor, item_vectors: Tensor, columns_MS: Tensor, seen_MS: Tensor) -> Tensor:
+        """States (M, D), item vectors, one a row of N, and the rows of the items seen -> logits (M, N) in float32."""
+        logits_MN = torch.matmul(self.query(states_MD), item_vectors.T).float()
+        return logits_MN if self.repeats is None else self.repeats(logits_MN, columns_MS, seen_MS)

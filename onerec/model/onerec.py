@@ -19,21 +19,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSeq2SeqLM, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from onerec.data.batches import IGNORED_TARGET
 from onerec.errors import ArtifactError
 from onerec.model.configuration import NUM_SPECIAL_TOKENS, PAD_TOKEN, OneRecConfig
-from onerec.model.context import Context, ContextEncoder
+from onerec.model.context import Context, ContextEncoder, ContextOutput
 from onerec.model.decoder import Decoder, DecoderCache
 from onerec.model.distillation import CodeTeacher, Lesson
-from onerec.model.heads import CodeHeads, ItemHead
+from onerec.model.heads import Catalogue, CodeHeads, ItemHead
 from onerec.model.initialisation import initialise
 from onerec.model.layers import visible_up_to
 from onerec.model.moe import balance_experts
 from onerec.model.precision import Precision
 from onerec.model.prefix_loss import prefix_loss
-from onerec.model.prefixes import PrefixHeads, PrefixTree, PrefixVectors
+from onerec.model.prefixes import PrefixTree, PrefixVectors
+from onerec.model.repeats import SeenItems, first_occurrences
 
 
 @dataclass
@@ -60,7 +61,6 @@ class OneRec(PreTrainedModel, GenerationMixin):
         self.decoder = Decoder(config)
         self.code_heads = CodeHeads(config)
         self.item_head = ItemHead(config) if config.item_head_weight else None
-        self.prefix_heads = PrefixHeads(config) if config.prefix_vectors else None
         self._teacher: CodeTeacher | None = None
         self._tree: PrefixTree | None = None
         self.post_init()
@@ -120,7 +120,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
 
     def pool_prefix_vectors(self) -> PrefixVectors | None:
         """The mean vectors of the items below each prefix of the ID table; None for a model without heads for them."""
-        return None if self.prefix_heads is None else self._prefix_tree().pool(self.encoder.item_vectors())
+        return self._pool(self.encoder.item_vectors()) if self.config.prefix_vectors else None
 
     def encode(self, items_BS: Tensor, lengths_B: Tensor, prefix_vectors: PrefixVectors | None = None) -> Context:
         """Encode right-padded histories of item indices; what stands in the padding does not matter.
@@ -134,7 +134,9 @@ class OneRec(PreTrainedModel, GenerationMixin):
         newest_BD = states_BSD[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B]
         if prefix_vectors is None:
             prefix_vectors = self.pool_prefix_vectors()
-        return Context(states_BSD, newest_BD, keys, values, visible, prefix_vectors)
+        real_BS = visible_up_to(lengths_B, items_BS.size(1))[:, 0, 0]
+        seen = self._seen_items(items_BS, real_BS & first_occurrences(items_BS))
+        return Context(states_BSD, newest_BD, keys, values, visible, Catalogue(prefix_vectors, seen))
 
     def new_cache(self) -> DecoderCache:
         """An empty cache for one beam search."""
@@ -147,7 +149,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
             cache.prefixes_BW = torch.zeros(states_BWD.shape[:2], dtype=torch.long, device=states_BWD.device)
         else:
             cache.prefixes_BW = cache.prefixes_BW * self.config.codes_per_level[level - 1] + codes_BW
-        return self._code_logits(states_BWD, level, cache.prefixes_BW, context.prefix_vectors).log_softmax(dim=-1)
+        return self.code_heads(states_BWD, level, cache.prefixes_BW, context.catalogue).log_softmax(dim=-1)
 
     def codes_of(self, items: Tensor) -> Tensor:
         """Item indices (...) -> their codes (..., L) by the ID table in the model."""
@@ -165,28 +167,30 @@ class OneRec(PreTrainedModel, GenerationMixin):
             rows_BPL[..., :-1], context.newest_BD[:, None], context.keys, context.values, context.visible_B11S
         )
         prefixes = self._prefixes_of(codes_BPL[..., :-1])
-        first = self._code_logits(hidden_BPLD[:, :1, 0], 0, prefixes[0][:, :1], context.prefix_vectors)
+        first = self.code_heads(hidden_BPLD[:, :1, 0], 0, prefixes[0][:, :1], context.catalogue)
         later = [
-            self._code_logits(hidden_BPLD[:, :, level], level, prefixes[level], context.prefix_vectors)
+            self.code_heads(hidden_BPLD[:, :, level], level, prefixes[level], context.catalogue)
             for level in range(1, codes_BPL.size(2))
         ]
         return [first, *later]
 
-    def _code_logits(
-        self, states: Tensor, level: int, prefixes: Tensor, prefix_vectors: PrefixVectors | None
-    ) -> Tensor:
-        """Decoder states (..., D) that have read `prefixes` (...) of `level` codes -> logits (..., K) in float32."""
-        logits: Tensor = self.code_heads(states, level).float()
-        if self.prefix_heads is None or prefix_vectors is None:
-            return logits
-        return logits + self.prefix_heads(states, level, prefixes, prefix_vectors)
-
-    def _prefixes_of(self, codes: Tensor) -> list[Tensor]:
+    def _prefixes_of(self, codes: Tensor) -> tuple[Tensor, ...]:
         """Codes (..., T) -> the prefixes (...) of 0 to T codes as numbers."""
         prefixes = [torch.zeros(codes.shape[:-1], dtype=torch.long, device=codes.device)]
         for level in range(codes.size(-1)):
             prefixes.append(prefixes[-1] * self.config.codes_per_level[level] + codes[..., level])
-        return prefixes
+        return tuple(prefixes)
+
+    def _pool(self, vectors_NE: Tensor) -> PrefixVectors:
+        return self._prefix_tree().pool(vectors_NE)
+
+    def _seen_items(self, items_BS: Tensor, counted_BS: Tensor) -> SeenItems | None:
+        """The history's items where `counted_BS` (bool), for each request (B, 1, S); None where no head reads them."""
+        if not self.config.repeat_bias:
+            return None
+        codes_B1SL = self.codes_of(items_BS)[:, None]
+        shares_BSL = self._prefix_tree().share_of_item_NL[items_BS] * counted_BS[..., None]
+        return SeenItems(self._prefixes_of(codes_B1SL[..., :-1]), codes_B1SL, shares_BSL[:, None])
 
     # ---- training and transformers' interface --------------------------------------------------------------------
 
@@ -197,7 +201,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
         decoder_input_ids: Tensor | None = None,
         labels: Tensor | None = None,
         target_items: Tensor | None = None,
-        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+        encoder_outputs: ContextOutput | None = None,
         counted: Tensor | None = None,
         **_: Any,
     ) -> OneRecOutput:
@@ -211,14 +215,21 @@ class OneRec(PreTrainedModel, GenerationMixin):
             labels: (B, T) flat tokens to predict, -100 to leave out.
             counted: bool, one or (B, 1): whether the rows count as load of experts; None for yes.
         """
-        mask_BS = self._history_mask(input_ids, attention_mask, encoder_outputs)
-        states_BSD = self.encoder(input_ids, mask_BS, counted)[0] if encoder_outputs is None else encoder_outputs[0]
+        if encoder_outputs is None:
+            if input_ids is None:
+                raise ValueError("OneRec.forward needs input_ids or encoder_outputs")
+            encoder_outputs = self.encoder(input_ids, attention_mask, counted)
+        states_BSD, history_BS = encoder_outputs.last_hidden_state, encoder_outputs.input_ids
+        assert states_BSD is not None
+        assert history_BS is not None
+        mask_BS = attention_mask.bool() if attention_mask is not None else history_BS.ne(PAD_TOKEN)
+        items_BS = (history_BS - 1).clamp(min=0)
         mask_BS = F.pad(mask_BS, (1, 0), value=True)  # from here on S counts the start position
         if target_items is not None:
-            return self._target_loss(states_BSD, mask_BS, target_items, counted)
+            return self._target_loss(states_BSD, items_BS, mask_BS, target_items, counted)
         if decoder_input_ids is None:
             raise ValueError("OneRec.forward needs target_items or decoder_input_ids")
-        logits_BTV = self._flat_logits(states_BSD, mask_BS, decoder_input_ids)
+        logits_BTV = self._flat_logits(states_BSD, items_BS, mask_BS, decoder_input_ids)
         loss = None if labels is None else F.cross_entropy(logits_BTV.flatten(0, 1), labels.flatten())
         return OneRecOutput(loss=loss, logits=logits_BTV, encoder_last_hidden_state=states_BSD)
 
@@ -236,7 +247,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         decoder_input_ids: Tensor,
-        encoder_outputs: BaseModelOutput | None = None,
+        encoder_outputs: ContextOutput | None = None,
         attention_mask: Tensor | None = None,
         **_: Any,
     ) -> dict[str, Any]:
@@ -247,23 +258,13 @@ class OneRec(PreTrainedModel, GenerationMixin):
             "attention_mask": attention_mask,
         }
 
-    def _history_mask(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None,
-    ) -> Tensor:
-        if attention_mask is not None:
-            return attention_mask.bool()
-        if input_ids is not None:
-            return input_ids != PAD_TOKEN
-        if encoder_outputs is None:
-            raise ValueError("OneRec.forward needs input_ids or encoder_outputs")
-        rows, positions = encoder_outputs[0].shape[:2]
-        return torch.ones(rows, positions - 1, dtype=torch.bool, device=encoder_outputs[0].device)
-
     def _target_loss(
-        self, states_BSD: Tensor, mask_BS: Tensor, target_items_BP: Tensor, counted: Tensor | None
+        self,
+        states_BSD: Tensor,
+        items_BS: Tensor,  # S without the start position
+        mask_BS: Tensor,
+        target_items_BP: Tensor,
+        counted: Tensor | None,
     ) -> OneRecOutput:
         has_target_BP = target_items_BP != IGNORED_TARGET
         counted_BP = has_target_BP if counted is None else has_target_BP & counted
@@ -271,9 +272,10 @@ class OneRec(PreTrainedModel, GenerationMixin):
         newest_BPD = _states_before_targets(states_BSD, mask_BS, target_items_BP.size(1))
         vectors_NE = self.encoder.item_vectors()
         item_loss, lesson, paths_M = None, None, items_M
+        history = _histories_before_targets(items_BS, mask_BS[:, 1:], has_target_BP)
         lazy = self.config.context == "lazy"  # no context position has seen another, but BOS has seen them all
         if self.item_head is not None and not lazy:
-            item_loss, lesson = self._item_loss(self.item_head, newest_BPD[has_target_BP], items_M, vectors_NE)
+            item_loss, lesson = self._item_loss(self.item_head, newest_BPD[has_target_BP], items_M, vectors_NE, history)
             paths_M = self._draw_paths(items_M, lesson)
         paths_BP = torch.zeros_like(target_items_BP).masked_scatter(has_target_BP, paths_M)
         keys, values = self.decoder.project_context(states_BSD)
@@ -282,8 +284,10 @@ class OneRec(PreTrainedModel, GenerationMixin):
         hidden_BPLD = self.decoder(code_rows_BPL[..., :-1], newest_BPD, keys, values, visible, counted_BP)
         hidden_MLD = hidden_BPLD[has_target_BP]
         if self.item_head is not None and lazy:
-            item_loss, lesson = self._item_loss(self.item_head, hidden_MLD[:, 0], items_M, vectors_NE)
-        level_losses_L = self._level_losses(hidden_MLD, paths_M, vectors_NE, lesson)
+            item_loss, lesson = self._item_loss(self.item_head, hidden_MLD[:, 0], items_M, vectors_NE, history)
+        vectors = self._pool(vectors_NE) if self.config.prefix_vectors else None
+        catalogue = Catalogue(vectors, self._seen_items(*history))
+        level_losses_L = self._level_losses(hidden_MLD, paths_M, catalogue, lesson)
         loss = level_losses_L.sum()
         if self.training and self.config.prefix_loss_weight:
             sharpness = self.config.prefix_loss_sharpness
@@ -303,13 +307,15 @@ class OneRec(PreTrainedModel, GenerationMixin):
         return causal_SS[-num_targets:].repeat_interleave(self.config.num_levels, dim=0)
 
     def _item_loss(
-        self, head: ItemHead, states_MD: Tensor, items_M: Tensor, vectors_NE: Tensor
+        self, head: ItemHead, states_MD: Tensor, items_M: Tensor, vectors_NE: Tensor, history: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Lesson | None]:
         """Loss of the item head and, in training, what it teaches the code heads, where they are to learn from it."""
+        history_MS, seen_MS = history
         if not (self.training and (self.config.item_distillation or self.config.path_sampling)):
-            return F.cross_entropy(head(states_MD, vectors_NE).float(), items_M), None
+            return F.cross_entropy(head(states_MD, vectors_NE, history_MS, seen_MS), items_M), None
         teacher = self._code_teacher()
-        log_probs_MN = head(states_MD, vectors_NE[teacher.order_N]).float().log_softmax(dim=-1)
+        logits_MN = head(states_MD, vectors_NE[teacher.order_N], teacher.place_N[history_MS], seen_MS)
+        log_probs_MN = logits_MN.log_softmax(dim=-1)
         return F.nll_loss(log_probs_MN, teacher.place_N[items_M]), teacher.lesson(log_probs_MN.detach().exp())
 
     def _draw_paths(self, items_M: Tensor, lesson: Lesson | None) -> Tensor:
@@ -319,13 +325,12 @@ class OneRec(PreTrainedModel, GenerationMixin):
         drawn_M = torch.rand(items_M.shape, device=items_M.device) < self.config.path_sampling
         return torch.where(drawn_M, lesson.sample_items(), items_M)
 
-    def _level_losses(self, hidden_MLD: Tensor, items_M: Tensor, vectors_NE: Tensor, lesson: Lesson | None) -> Tensor:
+    def _level_losses(self, hidden_MLD: Tensor, items_M: Tensor, catalogue: Catalogue, lesson: Lesson | None) -> Tensor:
         """Mean cross-entropy of each level, partly against the item head's distribution where one is given."""
         losses, codes_ML = [], self.codes_of(items_M)
-        prefix_vectors = None if self.prefix_heads is None else self._prefix_tree().pool(vectors_NE)
-        prefixes = self._prefixes_of(codes_ML[:, :-1])
+        prefixes = self._prefixes_of(codes_ML[:, None, :-1])
         for level in range(self.config.num_levels):
-            logits_MK = self._code_logits(hidden_MLD[:, level], level, prefixes[level], prefix_vectors)
+            logits_MK = self.code_heads(hidden_MLD[:, None, level], level, prefixes[level], catalogue)[:, 0]
             loss = F.cross_entropy(logits_MK, codes_ML[:, level], label_smoothing=self._smoothing())
             if lesson is not None and self.config.item_distillation:
                 soft_MK = lesson.code_targets(items_M, level)
@@ -349,20 +354,21 @@ class OneRec(PreTrainedModel, GenerationMixin):
     def _smoothing(self) -> float:
         return self.config.label_smoothing if self.training else 0.0
 
-    def _flat_logits(self, states_BSD: Tensor, mask_BS: Tensor, decoder_input_ids: Tensor) -> Tensor:
+    def _flat_logits(self, states_BSD: Tensor, items_BS: Tensor, mask_BS: Tensor, decoder_input_ids: Tensor) -> Tensor:
         """Logits (B, T, V): those of position t fill the codes of level t, the rest is -inf."""
         keys, values = self.decoder.project_context(states_BSD)
         code_rows_BT = decoder_input_ids[:, 1:] - NUM_SPECIAL_TOKENS
         first_rows_T = torch.tensor(self.decoder.first_rows[: code_rows_BT.size(1)], device=code_rows_BT.device)
-        prefixes, prefix_vectors = self._prefixes_of(code_rows_BT - first_rows_T), self.pool_prefix_vectors()
+        prefixes = self._prefixes_of((code_rows_BT - first_rows_T)[:, None])
+        seen = self._seen_items(items_BS, mask_BS[:, 1:] & first_occurrences(items_BS))
+        catalogue = Catalogue(self.pool_prefix_vectors(), seen)
         newest_B1D = _states_before_targets(states_BSD, mask_BS, num_targets=1)
         hidden_BTD = self.decoder(code_rows_BT[:, None], newest_B1D, keys, values, mask_BS[:, None, None, :])[:, 0]
         logits_BTV = hidden_BTD.new_full((*hidden_BTD.shape[:2], self.config.vocab_size), float("-inf"))
         for level in range(hidden_BTD.size(1)):
             first = self.config.level_offsets[level]
-            logits_BTV[:, level, first : first + self.config.codes_per_level[level]] = self._code_logits(
-                hidden_BTD[:, level], level, prefixes[level], prefix_vectors
-            )
+            logits_B1K = self.code_heads(hidden_BTD[:, level, None], level, prefixes[level], catalogue)
+            logits_BTV[:, level, first : first + self.config.codes_per_level[level]] = logits_B1K[:, 0]
         return logits_BTV
 
 
@@ -372,6 +378,17 @@ def _states_before_targets(states_BSD: Tensor, mask_BS: Tensor, num_targets: int
         return states_BSD[:, -num_targets:]
     rows_B = torch.arange(states_BSD.size(0), device=states_BSD.device)
     return states_BSD[rows_B, mask_BS.sum(dim=1) - 1][:, None]
+
+
+def _histories_before_targets(items_BS: Tensor, real_BS: Tensor, has_target_BP: Tensor) -> tuple[Tensor, Tensor]:
+    """For each of M targets the items of its row (M, S), and which of them come before it (M, S)."""
+    num_items, num_targets = items_BS.size(1), has_target_BP.size(1)
+    rows_M, places_M = has_target_BP.nonzero(as_tuple=True)
+    before_MS = real_BS[rows_M]
+    if num_targets > 1:
+        num_before_M = num_items + 1 - num_targets + places_M
+        before_MS = before_MS & (torch.arange(num_items, device=items_BS.device) < num_before_M[:, None])
+    return items_BS[rows_M], before_MS & first_occurrences(items_BS)[rows_M]
 
 
 AutoModel.register(OneRecConfig, OneRec)

@@ -38,6 +38,8 @@ class PrefixTree:
             self.nodes.append(torch.from_numpy(nodes_n).to(device))
             self._node_of_item.append(torch.from_numpy(node_of_item_N).to(device))
         self._num_items = [torch.bincount(node_of_item_N).float() for node_of_item_N in self._node_of_item]
+        shares = [1 / count_n[node_N] for count_n, node_N in zip(self._num_items, self._node_of_item, strict=True)]
+        self.share_of_item_NL = torch.stack(shares, dim=1)  # what part of its node an item is
 
     def pool(self, item_vectors_NE: Tensor) -> "PrefixVectors":
         """Give each node the mean of the vectors of the items below it."""

@@ -48,6 +48,7 @@ class ModelSettings(Settings):
     prefix_vectors: bool = Field(
         True, description="codes' logits gain the product of a query with the mean vector of the items below"
     )
+    repeat_bias: bool = Field(False, description="learn a term of the logits for items that the history holds already")
     item_head_weight: float = Field(1.0, ge=0, description="loss weight of the auxiliary softmax over items; 0: none")
     item_distillation: float = Field(
         0.0, ge=0, le=1, description="share of each code's target taken from the item head's distribution"

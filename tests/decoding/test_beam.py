@@ -34,6 +34,8 @@ def make_model(codes_NL: np.ndarray, sizes: tuple[int, ...] = SIZES, seed: int =
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.5)  # far from uniform, so that beams differ
+        if model.code_heads.repeats is not None:
+            model.code_heads.repeats.weights_L.fill_(-0.1)
     return model
 
 
@@ -142,7 +144,7 @@ def test_exclusions_leave_the_exhaustive_ranking_of_the_rest() -> None:
         assert result.scores_BK[row, num_allowed:].isneginf().all()
 
 
-@pytest.mark.parametrize("changes", [{}, {"bos_reads_context": True, "prefix_vectors": True}])
+@pytest.mark.parametrize("changes", [{}, {"bos_reads_context": True, "prefix_vectors": True, "repeat_bias": True}])
 @pytest.mark.parametrize(("num_beams", "k"), [(1, 1), (4, 4), (10, 7)])
 def test_same_beams_as_constrained_generate(num_beams: int, k: int, changes: dict[str, object]) -> None:
     codes_NL = make_catalogue(60)

@@ -20,11 +20,11 @@ NUM_ITEMS = 40
 CONTEXTS = [
     {"context": "causal"},
     {"context": "causal", "bos_reads_context": True},
-    {"context": "causal", "prefix_vectors": True},
+    {"context": "causal", "prefix_vectors": True, "repeat_bias": True},
     {"context": "bidirectional"},
     {"context": "bidirectional", "bos_reads_context": True},
     {"context": "lazy"},
-    {"context": "lazy", "prefix_vectors": True},
+    {"context": "lazy", "prefix_vectors": True, "repeat_bias": True},
 ]
 MANY_TARGET_CONTEXTS = [changes for changes in CONTEXTS if changes["context"] != "bidirectional"]
 
@@ -286,7 +286,9 @@ def test_path_sampling_trains_the_codes_of_drawn_items_in_training_only() -> Non
     outputs = drawn(**inputs)
     torch.manual_seed(0)
     states_BSD = drawn.encoder.encode(torch.tensor([[3, 17]]), torch.tensor([2]))
-    _, lesson = drawn._item_loss(drawn.item_head, states_BSD[:, -1], torch.tensor([22]), drawn.encoder.item_vectors())
+    history = torch.tensor([[3, 17]]), torch.tensor([[True, True]])
+    vectors_NE = drawn.encoder.item_vectors()
+    _, lesson = drawn._item_loss(drawn.item_head, states_BSD[:, -1], torch.tensor([22]), vectors_NE, history)
     torch.rand(1)  # decides whether to draw: always
     item = lesson.sample_items()
     assert item.item() != 22

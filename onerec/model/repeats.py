@@ -1,0 +1,59 @@
+"""What the model learns of repetition itself: how likely an item is that the history holds already.
+
+Most catalogues are bought once, songs and snacks again and again. Similar items being likely, the items seen are the
+likeliest of all to a model that cannot look them up, and fill its lists. Here each level has one learnt weight, times
+the share of the items below a code that the history holds: at the last level a weight for "seen or not".
+
+Shapes: ... leading dimensions that broadcast with those of the prefixes, S history length in items, K codes, L levels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_NATS = 10.0  # of a weight of 1, so that the optimizer's small steps reach far enough
+
+
+@dataclass(frozen=True)
+class SeenItems:
+    """The items of a history, in each place: the prefix before each level's code, the code, and its share of items."""
+
+    prefixes: tuple[Tensor, ...]  # (..., S) a level
+    codes: Tensor  # (..., S, L)
+    shares: Tensor  # (..., S, L) one of how many items below that code, 0 where no item is seen
+
+
+def first_occurrences(items_BS: Tensor) -> Tensor:
+    """Mask (B, S) of the places at which an item stands for the first time in its row, so that none counts twice."""
+    repeats_BSS = (items_BS[:, :, None] == items_BS[:, None, :]).tril(-1)
+    return ~repeats_BSS.any(dim=-1)
+
+
+class RepeatBias(nn.Module):
+    """A term of each code's logit for the items below it that the history holds."""
+
+    def __init__(self, codes_per_level: list[int]) -> None:
+        super().__init__()
+        self.codes_per_level = codes_per_level
+        self.weights_L = nn.Parameter(torch.zeros(len(codes_per_level)))
+
+    def forward(self, level: int, prefixes: Tensor, seen: SeenItems) -> Tensor:
+        """Prefixes (...) of `level` codes -> (..., K)."""
+        below = seen.prefixes[level] == prefixes[..., None]  # (..., S)
+        shares = (seen.shares[..., level] * below).float()
+        logits = shares.new_zeros(*prefixes.shape, self.codes_per_level[level])
+        logits.scatter_add_(-1, seen.codes[..., level].expand_as(shares), shares)
+        return _NATS * self.weights_L[level] * logits
+
+
+class ItemRepeatBias(nn.Module):
+    """The same for the logits of single items."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, logits_MN: Tensor, columns_MS: Tensor, seen_MS: Tensor) -> Tensor:
+        """Logits and the columns of a history's items, where `seen_MS` (bool) says so -> logits, changed in place."""
+        return logits_MN.scatter_add_(1, columns_MS, _NATS * self.weight * seen_MS)
