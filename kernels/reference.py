@@ -78,3 +78,11 @@ def grouped_product(rows_TD: torch.Tensor, weights_EDF: torch.Tensor, counts_E: 
     """What `kernels.grouped_products.grouped_product` computes, by a copy of its group's matrix for each row."""
     groups_T = torch.repeat_interleave(torch.arange(len(counts_E), device=counts_E.device), counts_E)
     return torch.einsum("td,tdf->tf", rows_TD, weights_EDF[groups_T])
+
+
+def sampled_products(
+    left_RD: torch.Tensor, right_nD: torch.Tensor, counts_R: torch.Tensor, columns_C: torch.Tensor
+) -> torch.Tensor:
+    """Products (C,) in float32 of each of R left rows with the `counts_R` right rows that `columns_C` names for it."""
+    rows_C = torch.repeat_interleave(counts_R)
+    return (left_RD.float()[rows_C] * right_nD.float()[columns_C]).sum(dim=-1)

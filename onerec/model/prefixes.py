@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from kernels.sampled_products import sampled_products
 from onerec.model.configuration import OneRecConfig
 
 
@@ -57,13 +57,14 @@ class PrefixTree:
         owners_C = torch.repeat_interleave(count_R)
         skipped_R = first_R - (count_R.cumsum(0) - count_R)
         rows_C = torch.arange(len(owners_C), device=owners_C.device) + skipped_R[owners_C]
-        return Children(owners_C, rows_C, nodes_n[rows_C] - prefixes_R[owners_C] * num_codes)
+        return Children(count_R, owners_C, rows_C, nodes_n[rows_C] - prefixes_R[owners_C] * num_codes)
 
 
 @dataclass(frozen=True)
 class Children:
     """Nodes below some prefixes, prefix by prefix: whose child, which row among the nodes of its level, which code."""
 
+    count_R: Tensor
     owners_C: Tensor
     rows_C: Tensor
     codes_C: Tensor
@@ -90,14 +91,12 @@ class PrefixHeads(nn.Module):
     def forward(self, states: Tensor, level: int, prefixes: Tensor, vectors: PrefixVectors) -> Tensor:
         """States (..., D) and the prefixes (...) they have read, `level` codes long -> (..., K)."""
         queries = self.queries[level](states)
-        num_codes, tree, vectors_nE = self.codes_per_level[level], vectors.tree, vectors.levels[level].to(queries.dtype)
+        num_codes, tree, vectors_nE = self.codes_per_level[level], vectors.tree, vectors.levels[level]
         if level == 0:  # one prefix has all children
-            logits = torch.matmul(queries, vectors_nE.T).float()
+            logits = torch.matmul(queries, vectors_nE.to(queries.dtype).T).float()
             return logits.new_zeros(*logits.shape[:-1], num_codes).index_copy(-1, tree.nodes[0], logits)
         children = tree.children(prefixes.flatten(), level)
-        # embedding: its backward pass adds rows up in parallel, that of an index does not.
-        products_CE = F.embedding(children.owners_C, queries.flatten(0, -2)) * F.embedding(children.rows_C, vectors_nE)
-        places_C = children.owners_C * num_codes + children.codes_C
-        logits_RK = products_CE.new_zeros(prefixes.numel() * num_codes, dtype=torch.float32)
-        logits_RK = logits_RK.index_add(0, places_C, products_CE.sum(dim=-1, dtype=torch.float32))
+        products_C = sampled_products(queries.flatten(0, -2), vectors_nE, children.count_R, children.rows_C)
+        logits_RK = products_C.new_zeros(prefixes.numel() * num_codes)
+        logits_RK = logits_RK.index_add(0, children.owners_C * num_codes + children.codes_C, products_C)
         return logits_RK.view(*prefixes.shape, num_codes)
