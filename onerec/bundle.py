@@ -3,6 +3,7 @@
 model.safetensors config.json   the model, loadable with from_pretrained
 table/                          the ID table
 items.parquet                   the catalogue's ids, texts and categories
+tokenizer/                      by option: frozen codebooks and fusion, which place items that join later
 README.md                       the model card
 manifest.json                   hashes of every file and of what the bundle was made from
 """
@@ -31,20 +32,26 @@ from tokenizer.artifacts import (
     require_same_hash,
     write_manifest,
 )
+from tokenizer.assignment import Assigner, copy_assigner
 from tokenizer.table import SemanticIdTable
 
 KIND = "bundle"
+_TOKENIZER = "tokenizer"
 _TEMPLATE = "model_card.md"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle: the model, its ID table and the catalogue, checked to belong together."""
+    """A loaded bundle: the model, its ID table and the catalogue, checked to belong together.
+
+    `assigner` places new items; None in a bundle that was written without its tokenizer.
+    """
 
     model: OneRec
     table: SemanticIdTable
     items: pl.DataFrame
     manifest: Manifest
+    assigner: Assigner | None = None
 
     @classmethod
     def load(cls, folder: Path) -> "Bundle":
@@ -64,7 +71,9 @@ class Bundle:
             table.content_hash,
             "Write the bundle again from one run.",
         )
-        return cls(model.eval(), table, items, manifest)
+        has_tokenizer = any(name.startswith(f"{_TOKENIZER}/") for name in manifest.files)
+        assigner = Assigner.load(folder / _TOKENIZER, table) if has_tokenizer else None
+        return cls(model.eval(), table, items, manifest, assigner)
 
     @property
     def titles(self) -> list[str]:
@@ -96,15 +105,18 @@ def write_bundle(
     results: Results,
     config: RunConfig,
     inputs: dict[str, str],
+    tokenizer: Path | None = None,
 ) -> None:
     """Write the bundle of a run.
 
     Args:
         results: figures that the model card shows.
         inputs: content hashes of the artefacts it is made from.
+        tokenizer: folder of the tokenizer that made the table, so that the bundle can place new items; None leaves
+            that part out.
 
     Raises:
-        ArtifactError: the model was trained on another ID table.
+        ArtifactError: the model was trained on another ID table, or the tokenizer is that of another.
     """
     require_same_hash("bundle: the model's ID table", model.config.table_hash, table.content_hash, "Train again.")
     if data.num_items != table.num_items:
@@ -117,6 +129,8 @@ def write_bundle(
         model.save_pretrained(temporary)
         table.save(temporary / "table")
         data.items.select(*dict.fromkeys(shown)).write_parquet(temporary / "items.parquet")
+        if tokenizer is not None:
+            inputs = {**inputs, "tokenizer": _copy_tokenizer(tokenizer, table, temporary / _TOKENIZER)}
         (temporary / "README.md").write_text(_model_card(model, table, data, results, config), encoding="utf-8")
         details = {
             "run": config.name,
@@ -125,6 +139,14 @@ def write_bundle(
             "text_columns": list(data.schema.text_columns),
         }
         write_manifest(temporary, KIND, {**inputs, "table": table.content_hash}, hash_settings(config), details)
+
+
+def _copy_tokenizer(tokenizer: Path, table: SemanticIdTable, folder: Path) -> str:
+    """Copy what places new items; the content hash of the tokenizer it is from."""
+    manifest = copy_assigner(tokenizer, folder)
+    found = manifest.details["table_hash"]
+    require_same_hash(f"{tokenizer}: its ID table", found, table.content_hash, "Give the tokenizer of this table.")
+    return manifest.content_hash
 
 
 def _model_card(model: OneRec, table: SemanticIdTable, data: PreparedData, results: Results, config: RunConfig) -> str:

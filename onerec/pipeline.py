@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -27,7 +28,9 @@ from onerec.baselines.tiger import Tiger
 from onerec.bundle import KIND as BUNDLE_KIND
 from onerec.bundle import build_trie, write_bundle
 from onerec.config import RunConfig
+from onerec.data.features import FittedPathways, fit_pathways, resolve_features, user_profiles
 from onerec.data.histories import Split
+from onerec.data.pathways import EventSource
 from onerec.data.prepared import PreparedData, prepare
 from onerec.data.titles import item_titles
 from onerec.decoding.recommender import OneRecRecommender
@@ -138,6 +141,8 @@ class Pipeline:
         """Read, check, filter and split the events."""
         if not self._is_finished("data", "data"):
             prepare(self.config.data, self.folder / "data")
+        if self.config.model.pathways is not None:
+            resolve_features(self.config.model.pathways, self.data.schema)  # an unknown name ends the run here
 
     def fit_tokenizer(self) -> None:
         """Give every item its semantic ID."""
@@ -170,6 +175,7 @@ class Pipeline:
             config_hash=hash_settings([self.config.model, self.config.training]),
             seed=self.config.seed,
             pieces=load_pieces(self.folder / "tokenizer", self.table),
+            pathways=self._fit_pathways(),
         )
 
     def evaluate(self) -> None:
@@ -184,7 +190,8 @@ class Pipeline:
             return
         pretrained = read_manifest(self.folder / "pretrain", PRETRAIN_KIND)
         inputs = {"data": self.data.manifest.content_hash, "pretrain": pretrained.content_hash}
-        write_bundle(self.folder / "bundle", self.model, self.table, self.data, self.results(), self.config, inputs)
+        parts = (self.model, self.table, self.data, self.results(), self.config)
+        write_bundle(self.folder / "bundle", *parts, inputs, self.folder / "tokenizer")
 
     def write_report(self) -> None:
         """Write metrics.json and the page, and print the results table."""
@@ -275,7 +282,18 @@ class Pipeline:
 
     def _recommender(self, model: OneRec) -> OneRecRecommender:
         num_beams = max(self.config.decoding.num_beams, self.config.evaluation.list_length)
-        return OneRecRecommender(model, build_trie(self.table), num_beams, self.config.decoding.precision)
+        pathways, source = model.encoder.pathways, None
+        if pathways is not None:
+            source = EventSource(self.data.histories, user_profiles(self.data.users, pathways.spec))
+        return OneRecRecommender(model, build_trie(self.table), num_beams, self.config.decoding.precision, source)
+
+    def _fit_pathways(self) -> FittedPathways | None:
+        """Features of the model's pathways; None without any."""
+        settings = self.config.model.pathways
+        if settings is None:
+            return None
+        vectors_NV = np.load(self.folder / "tokenizer" / "vectors.npy", mmap_mode="r") if settings.lifelong else None
+        return fit_pathways(settings, self.data, vectors_NV)
 
     def _pretraining_minutes(self) -> float:
         return float(read_manifest(self.folder / "pretrain", PRETRAIN_KIND).details["minutes"])

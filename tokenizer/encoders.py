@@ -7,7 +7,9 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -16,6 +18,9 @@ from tqdm import tqdm
 from tokenizer.artifacts import atomic_file, hash_file, hash_text
 from tokenizer.config import GivenSettings, TextSettings
 from tokenizer.errors import ArtifactError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
@@ -168,18 +173,23 @@ def _checkpoint_folder(encoder: str) -> Path:
     return Path(encoder)
 
 
-def _encode(texts: list[str], settings: TextSettings, checkpoint: Path) -> np.ndarray:
+@cache
+def _load_encoder(checkpoint: Path, device: str, max_length_tokens: int) -> "SentenceTransformer":
+    """Loaded once a process: an endpoint encodes one new item at a time."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local folder needs no hub, and asking it would hang offline
     from sentence_transformers import SentenceTransformer
 
-    device = None if settings.device == "auto" else settings.device
-    model = SentenceTransformer(str(checkpoint), device=device, local_files_only=True)
-    limit = model.max_seq_length or settings.max_length_tokens
-    model.max_seq_length = min(limit, settings.max_length_tokens)
+    model = SentenceTransformer(str(checkpoint), device=None if device == "auto" else device, local_files_only=True)
+    model.max_seq_length = min(model.max_seq_length or max_length_tokens, max_length_tokens)
+    return model
+
+
+def _encode(texts: list[str], settings: TextSettings, checkpoint: Path) -> np.ndarray:
+    model = _load_encoder(checkpoint, settings.device, settings.max_length_tokens)
     longest_first = np.argsort([-len(text) for text in texts], kind="stable")  # little padding within a batch
     vectors_ND = np.empty((len(texts), model.get_embedding_dimension() or 0), dtype=np.float32)
     batches = range(0, len(texts), settings.batch_size)
-    with tqdm(total=len(texts), desc="encoding texts", unit="text") as progress:
+    with tqdm(total=len(texts), desc="encoding texts", unit="text", disable=None) as progress:
         for start in batches:
             rows = longest_first[start : start + settings.batch_size]
             vectors_ND[rows] = model.encode(

@@ -8,12 +8,13 @@ Shapes: B batch, S input items of a window, P targets a row (S + 1, or 1 in the 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from onerec.data.histories import Histories
+from onerec.data.pathways import WindowPathways
 
 IGNORED_TARGET = -100
 _BUCKETING_BATCHES = 32  # windows are sorted by length within the span of this many batches, so that order stays random
@@ -31,6 +32,7 @@ class TrainingWindows:
     stops: np.ndarray
     first_targets: np.ndarray
     one_target: bool
+    pathways: WindowPathways | None = None  # what a model with pathways reads beside the items
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -42,16 +44,19 @@ class TrainingWindows:
 
     @property
     def num_untrained_positions(self) -> np.ndarray:
-        """Leading positions of each window that predict no target of its own."""
-        return np.zeros(len(self), dtype=np.int64) if self.one_target else self.first_targets - self.starts
+        """Leading positions of each window that predict no target of its own, what pathways read before it included."""
+        older = 0 if self.pathways is None else self.pathways.num_older(self.starts)
+        return older + (np.zeros(len(self), dtype=np.int64) if self.one_target else self.first_targets - self.starts)
 
     @property
     def num_targets(self) -> int:
         """Targets of one pass over all windows."""
         return int((self.stops - self.first_targets).sum())
 
-    def collate(self, windows: np.ndarray) -> dict[str, Tensor]:
+    def collate(self, windows: np.ndarray) -> dict[str, Any]:
         """Right-padded `input_ids` (B, S), item index + 1, and `target_items` (B, P), -100 where there is none.
+
+        Beside them `pathways`, a dictionary of tensors, where the model reads any.
 
         P is 1 + S less the leading positions of which no window has a target.
         """
@@ -66,7 +71,10 @@ class TrainingWindows:
             counted_BP = (rows_BP >= self.first_targets[windows][:, None]) & (targets_BP >= 0)
             first = counted_BP.any(axis=0).argmax()
             targets_BP = np.where(counted_BP, targets_BP, IGNORED_TARGET)[:, first:]
-        return {"input_ids": torch.from_numpy(inputs_BS), "target_items": torch.from_numpy(targets_BP)}
+        batch: dict[str, Any] = {"input_ids": torch.from_numpy(inputs_BS), "target_items": torch.from_numpy(targets_BP)}
+        if self.pathways is not None:
+            batch["pathways"] = self.pathways.read(starts, self.stops[windows], num_items)
+        return batch
 
     def _gather(self, starts: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
         """Item index + 1 of `lengths` rows from `starts` on, 0 in the padding."""

@@ -1,5 +1,7 @@
 """OneRec as a recommender: histories in, ranked items out, by the one beam search.
 
+A history is an array of items or, for a model whose pathways read more, the user's events with what is known of them.
+
 Shapes: B requests, S history length in items, K places of a list.
 """
 
@@ -8,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from onerec.data.pathways import EventSource, History, events_of
 from onerec.decoding.beam import beam_search
 from onerec.decoding.exact import exact_search
 from onerec.decoding.trie import Trie
@@ -21,24 +24,37 @@ _MAX_REQUESTS = 32  # decoded at a time; more costs memory without being faster 
 
 
 class OneRecRecommender:
-    """Encodes the newest items of each history and searches with `num_beams` beams, multiplying in `precision`."""
+    """Encodes the newest items of each history and searches with `num_beams` beams, multiplying in `precision`.
+
+    `source` is where an evaluator finds the events that a model with pathways reads beside the items.
+    """
 
     name = "onerec"
 
-    def __init__(self, model: OneRec, trie: Trie, num_beams: int, precision: Precision = "float32") -> None:
+    def __init__(
+        self,
+        model: OneRec,
+        trie: Trie,
+        num_beams: int,
+        precision: Precision = "float32",
+        source: EventSource | None = None,
+    ) -> None:
         self.model = model.for_decoding(precision).eval()
         self.trie = trie.to(model.device)
         self.num_beams = num_beams
         self.precision = precision
+        self.source = source
         with torch.inference_mode():
             self._prefix_vectors = self.model.pool_prefix_vectors()
+        pathways = self.model.encoder.pathways
+        self._reader = None if pathways is None else pathways.reader()
 
     @property
     def num_parameters(self) -> int:
         """Trainable numbers of the model."""
         return self.model.num_parameters()
 
-    def recommend(self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool) -> Ranking:
+    def recommend(self, histories: Sequence[History], k: int, exclude_seen: bool) -> Ranking:
         """Return the `k` items of highest probability; `exclude_seen` leaves out every item of the full history.
 
         Raises:
@@ -47,15 +63,22 @@ class OneRecRecommender:
         items_BK = np.empty((len(histories), k), dtype=np.int32)
         scores_BK = np.empty((len(histories), k), dtype=np.float32)
         for requests in self._like_lengths(histories):
-            chosen = [np.asarray(histories[request]) for request in requests]
-            ranking = self.search(self.encode(chosen), k, chosen if exclude_seen else None)
+            chosen = [events_of(histories[request]) for request in requests]
+            seen = [np.asarray(events.items) for events in chosen] if exclude_seen else None
+            ranking = self.search(self.encode(chosen), k, seen)
             items_BK[requests], scores_BK[requests] = ranking.items_BK, ranking.scores_BK
         return Ranking(items_BK=items_BK, scores_BK=scores_BK)
 
     @torch.inference_mode()
-    def encode(self, histories: Sequence[np.ndarray]) -> Context:
-        """Encode the newest readable items of each history, as one batch."""
-        return self.model.encode(*self._pad(histories), self._prefix_vectors)
+    def encode(self, histories: Sequence[History]) -> Context:
+        """Encode the newest readable items of each history, and what the pathways read of it, as one batch."""
+        requests = [events_of(history) for history in histories]
+        items_BS, lengths_B = self._pad([events.items for events in requests])
+        pathways = None
+        if self._reader is not None:
+            inputs = self._reader.read(requests, lengths_B.cpu().numpy(), items_BS.size(1))
+            pathways = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        return self.model.encode(items_BS, lengths_B, self._prefix_vectors, pathways)
 
     def search(
         self, context: Context, k: int, excluded: Sequence[np.ndarray] | None = None, num_beams: int | None = None
@@ -87,7 +110,7 @@ class OneRecRecommender:
         ranking = Ranking(result.items_BK.to("cpu", torch.int32).numpy(), result.scores_BK.cpu().numpy())
         return ranking, result.num_expansions_B.cpu().numpy()
 
-    def _like_lengths(self, histories: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    def _like_lengths(self, histories: Sequence[History]) -> Iterator[np.ndarray]:
         """Request numbers in groups of similar history length, so that little is padded."""
         order = np.argsort([len(history) for history in histories], kind="stable")
         for first in range(0, len(order), _MAX_REQUESTS):

@@ -1,16 +1,20 @@
 """The catalogue as a prefix tree over semantic IDs: which codes may follow which prefix, for all beams at once.
 
-Shapes: B batch, W beams, C candidates of a request, E excluded items of a request, N items, L code levels.
+Shapes: B batch, W beams, C candidates of a request, E excluded items of a request, N items, M of them in the tree, L
+code levels.
 
 Items are sorted by their codes; an item's place in that order is its *rank*. A node of level l is a distinct prefix of
 l + 1 codes, numbered in the same order, so that the children of a node are a contiguous run of nodes one level down.
 On the last level every item is a node of its own and the node number is the rank: items that share all their codes (the
-collision policy `bucket`) are siblings with one code, in their given order. The layout is compressed sparse rows per
-level, as in STATIC (arXiv 2602.22647); it departs from that paper so:
+collision policy `bucket`) are siblings with one code, in their given order. A tree may hold some of the catalogue's
+items only; the others have no rank and are never reached. The layout is compressed sparse rows per level, as in STATIC
+(arXiv 2602.22647); it departs from that paper so:
 
 1. Children are listed, never looked up by code, so even the first levels need no dense table.
 2. Candidates are packed per request, not padded per beam to the largest branching: work follows the children there are.
 3. Exclusions of one request are nodes that died with all their items, found once before the search, bottom up.
+4. What many requests may not reach (items taken out of the catalogue, a category) is cut off by `restrict`, so that
+   the search does not even read it.
 """
 
 from collections.abc import Sequence
@@ -43,8 +47,8 @@ class Trie:
         Tensor, ...
     ]  # a level: int32 (nodes above + 1,); children of node n are offsets[n]:offsets[n + 1]
     child_codes: tuple[Tensor, ...]  # a level: uint8, int16 or int32 (nodes,)
-    item_of_rank: Tensor  # int32 (N,)
-    rank_of_item: Tensor  # int32 (N,)
+    item_of_rank: Tensor  # int32 (M,)
+    rank_of_item: Tensor  # int32 (N,), -1 for an item that is not in the tree
 
     @classmethod
     def from_table(
@@ -93,9 +97,46 @@ class Trie:
             rank_of_item=torch.from_numpy(rank_of_item),
         )
 
+    def restrict(self, allowed_N: np.ndarray) -> Self:
+        """The tree, on the CPU, of those of its items that are allowed, a bool for each item of the catalogue.
+
+        Raises:
+            DataError: none of its items is allowed, or not one bool an item.
+        """
+        if allowed_N.shape != (self.num_items,) or allowed_N.dtype != bool:
+            raise DataError(
+                f"allowed items: found {allowed_N.dtype} of shape {allowed_N.shape}, expected bool of shape "
+                f"{(self.num_items,)}. Give one value for each item of the catalogue."
+            )
+        item_of_rank = self.item_of_rank.cpu().numpy()
+        kept = np.flatnonzero(allowed_N[item_of_rank])  # nodes of a level that stay, the ranks at first
+        if not len(kept):
+            raise DataError("allowed items: found none in the tree, expected at least one. Allow more items.")
+        item_of_rank = item_of_rank[kept]
+        rank_of_item = np.full(self.num_items, -1, dtype=np.int32)
+        rank_of_item[item_of_rank] = np.arange(len(kept), dtype=np.int32)
+        offsets, codes = [], []
+        for level in reversed(range(self.num_levels)):
+            codes.append(self.child_codes[level].cpu().numpy()[kept])
+            parents = np.searchsorted(self.child_offsets[level].cpu().numpy(), kept, side="right") - 1
+            kept, counts = np.unique(parents, return_counts=True)
+            offsets.append(np.append(0, counts.cumsum()).astype(np.int32))
+        return replace(
+            self,
+            child_offsets=tuple(map(torch.from_numpy, reversed(offsets))),
+            child_codes=tuple(map(torch.from_numpy, reversed(codes))),
+            item_of_rank=torch.from_numpy(item_of_rank),
+            rank_of_item=torch.from_numpy(rank_of_item),
+        )
+
     @property
     def num_items(self) -> int:
-        """Items of the catalogue."""
+        """Items of the catalogue N, whether in the tree or not."""
+        return len(self.rank_of_item)
+
+    @property
+    def num_leaves(self) -> int:
+        """Items in the tree."""
         return len(self.item_of_rank)
 
     @property
@@ -152,7 +193,8 @@ class Exclusions:
 
     def __init__(self, trie: Trie, excluded: Sequence[np.ndarray]) -> None:
         dead_BE = _pad_sorted_ranks(trie, excluded)
-        self.num_excluded_B = (dead_BE < trie.num_items).sum(dim=1)
+        missing = trie.num_items - trie.num_leaves  # nobody can reach them
+        self.num_excluded_B = (dead_BE < trie.num_leaves).sum(dim=1) + missing
         dead: list[Tensor] = [dead_BE]
         for level in range(trie.num_levels - 1, 0, -1):
             dead.append(_dead_parents(trie.child_offsets[level], dead[-1]))
@@ -168,7 +210,7 @@ class Exclusions:
 
 
 def _pad_sorted_ranks(trie: Trie, excluded: Sequence[np.ndarray]) -> Tensor:
-    """Each request's distinct excluded ranks, sorted (B, E), padded with the number of items."""
+    """Each request's distinct excluded ranks, sorted (B, E), padded with the number of leaves."""
     sizes = [len(items) for items in excluded]
     flat = np.concatenate([np.asarray(items, dtype=np.int64) for items in excluded])
     wrong = flat[(flat < 0) | (flat >= trie.num_items)]
@@ -182,8 +224,8 @@ def _pad_sorted_ranks(trie: Trie, excluded: Sequence[np.ndarray]) -> Tensor:
     padded_BE = np.full((len(sizes), max(sizes)), -1)
     padded_BE[rows, places] = flat
     items_BE = torch.from_numpy(padded_BE).to(trie.rank_of_item.device)
-    ranks_BE = trie.rank_of_item[items_BE].long().masked_fill_(items_BE < 0, trie.num_items)
-    return _sort_distinct(ranks_BE, trie.num_items)
+    ranks_BE = trie.rank_of_item[items_BE].long().masked_fill_(items_BE < 0, -1)
+    return _sort_distinct(ranks_BE.masked_fill_(ranks_BE < 0, trie.num_leaves), trie.num_leaves)
 
 
 def _dead_parents(child_offsets: Tensor, dead_BE: Tensor) -> Tensor:

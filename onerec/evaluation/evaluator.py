@@ -18,7 +18,7 @@ from onerec.data.histories import Histories, Split
 from onerec.errors import DataError
 from onerec.evaluation import metrics
 from onerec.evaluation.metrics import Interval
-from onerec.evaluation.recommender import NO_ITEM, Ranking, Recommender
+from onerec.evaluation.recommender import NO_ITEM, Ranking, Recommender, requests_before
 from onerec.evaluation.settings import EvaluationSettings
 
 
@@ -246,8 +246,9 @@ def _rank_targets(
         for start in range(0, num_rows, settings.batch_size):
             batch = slice(start, min(start + settings.batch_size, num_rows))
             befores = [histories.before(int(row)) for row in targets.rows_R[batch]]
+            requests = requests_before(recommender, histories, targets.rows_R[batch])
             started = time.perf_counter()
-            ranking = recommender.recommend(befores, settings.list_length, tally.exclude_seen)
+            ranking = recommender.recommend(requests, settings.list_length, tally.exclude_seen)
             tally.seconds += time.perf_counter() - started
             _check_ranking(ranking, len(befores), settings.list_length, recommender.name)
             tally.add(ranking, befores, targets.items_R[batch])

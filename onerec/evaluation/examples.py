@@ -7,7 +7,7 @@ import numpy as np
 
 from onerec.evaluation import metrics
 from onerec.evaluation.evaluator import Evaluation, EvaluationData
-from onerec.evaluation.recommender import NO_ITEM, Recommender
+from onerec.evaluation.recommender import NO_ITEM, Recommender, requests_before
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def choose_examples(
         return []
     targets = evaluation.targets
     histories = [data.histories.before(int(row)) for row in targets.rows_R[chosen]]
-    ranking = recommender.recommend(histories, k, exclude_seen=evaluation.protocol.endswith("_unseen"))
+    requests = requests_before(recommender, data.histories, targets.rows_R[chosen])
+    ranking = recommender.recommend(requests, k, exclude_seen=evaluation.protocol.endswith("_unseen"))
     examples = []
     for history, items, row in zip(histories, ranking.items_BK.tolist(), chosen, strict=True):
         target = int(targets.items_R[row])

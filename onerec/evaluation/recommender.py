@@ -5,9 +5,11 @@ Shapes: B requests, K places of a list.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+
+from onerec.data.histories import Histories
 
 NO_ITEM = -1
 """Stands in a list's place that could not be filled."""
@@ -39,3 +41,10 @@ class Recommender(Protocol):
             k: places of each list.
             exclude_seen: whether items of the history may not be recommended.
         """
+
+
+def requests_before(recommender: Recommender, histories: Histories, rows: np.ndarray) -> list[Any]:
+    """What a recommender is handed for the events in `rows`: the items before each or, where it has a `source` of
+    events (`onerec.data.pathways.EventSource`), these with what is known of them."""
+    source = getattr(recommender, "source", None)
+    return [(histories if source is None else source).before(int(row)) for row in rows]

@@ -55,6 +55,8 @@ class OneRecConfig(PreTrainedConfig):
         label_smoothing: probability mass of a code's target spread over its level.
         dropout: share of activations dropped in training, in the context encoder `context_dropout`, None for the same;
             `item_dropout` of whole history items.
+        pathways: the fitted specification of further pathways into the context, as `PathwaySpec` writes it; None for
+            the short-term items alone.
         table_hash: content hash of the ID table whose codes the model holds.
     """
 
@@ -102,6 +104,7 @@ class OneRecConfig(PreTrainedConfig):
         dropout: float = 0.1,
         context_dropout: float | None = None,
         item_dropout: float = 0.0,
+        pathways: dict[str, Any] | None = None,
         table_hash: str = "",
         **kwargs: Any,
     ) -> None:
@@ -144,6 +147,7 @@ class OneRecConfig(PreTrainedConfig):
         self.dropout = dropout
         self.context_dropout = context_dropout if context_dropout is not None else dropout
         self.item_dropout = item_dropout
+        self.pathways = pathways
         self.table_hash = table_hash
         self.vocab_size = NUM_SPECIAL_TOKENS + sum(self.codes_per_level)
         special = {"pad_token_id": PAD_TOKEN, "bos_token_id": BOS_TOKEN, "decoder_start_token_id": BOS_TOKEN}

@@ -4,8 +4,8 @@ A history of S items costs S positions, not S * L: an item is the sum of its cod
 pieces and an own one. A lazy context is these vectors with their positions alone; `onerec.model.lazy` makes keys and
 values of them.
 
-Shapes: B batch, S history length in items, D width (`embedding_dim` in a lazy context), L levels, H heads, d head
-width.
+Shapes: B batch, S history length in items, C positions of older events (0 without such pathways), D width
+(`embedding_dim` in a lazy context), L levels, H heads, d head width.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,14 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 
 from kernels.rms_norm import RMSNorm
+from onerec.data.features import FittedPathways
+from onerec.errors import ArtifactError, ConfigError
 from onerec.model.configuration import PAD_TOKEN, OneRecConfig
 from onerec.model.dropout import Dropout
 from onerec.model.heads import Catalogue
 from onerec.model.layers import SelfAttention, residual_dtype, visible_up_to
 from onerec.model.moe import feed_forward, make_feed_forward
+from onerec.model.pathways import ContextPathways
 
 
 @dataclass
@@ -99,9 +102,9 @@ class ContextBlock(nn.Module):
 class ContextEncoder(nn.Module):
     """Item vectors and positions, then pre-RMSNorm attention blocks (technical report, section 2.2), none if lazy.
 
-    A learnt start position stands before the first item, in the place of the report's static pathway, so that a user
-    without history has a context too. `code_rows_NL` holds each item's semantic ID as rows of
-    the code table, all levels stacked, so that the ID table travels with the weights.
+    A learnt start position stands before the first item, so that a user without history has a context too; the static
+    pathway, where there is one, adds to it. `code_rows_NL` holds each item's semantic ID as rows of the code table, all
+    levels stacked, so that the ID table travels with the weights.
     """
 
     main_input_name = "input_ids"  # transformers' generate asks the encoder for it
@@ -119,30 +122,78 @@ class ContextEncoder(nn.Module):
         self.dropout = Dropout(config.context_dropout)
         self.blocks = nn.ModuleList(ContextBlock(config, number) for number in range(config.num_context_layers))
         self.norm = None if config.context == "lazy" else RMSNorm(config.d_model, eps=1e-6)
+        self.pathways = ContextPathways(config) if config.pathways is not None else None
+
+    def set_pathways(self, fitted: FittedPathways) -> None:
+        """Store what the pathways' features were fitted to.
+
+        Raises:
+            ArtifactError: it belongs to another catalogue or specification, or the model has no pathways.
+        """
+        if self.pathways is None:
+            raise ArtifactError("pathways: found fitted features for a model without pathways. Set model.pathways.")
+        self.pathways.set_fitted(fitted)
 
     def item_vectors(self) -> Tensor:
         """The vector (N, D) of every item in the catalogue."""
         items = torch.arange(self.code_rows_NL.size(0), device=self.code_rows_NL.device)
         return self.embedding(items, self.code_rows_NL)
 
-    def encode(self, items_BS: Tensor, lengths_B: Tensor, counted: Tensor | None = None) -> Tensor:
-        """Right-padded item indices -> states (B, 1 + S, D), the start's first; padding reaches no real position.
+    def encode(
+        self,
+        items_BS: Tensor,
+        lengths_B: Tensor,
+        counted: Tensor | None = None,
+        pathways: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Right-padded item indices -> states (B, C + 1 + S, D), the start's at C; padding reaches no real position.
 
-        `counted` (bool, one or (B, 1)): whether the rows count as load of experts, None for yes.
+        `counted` (bool, one or (B, 1)): whether the rows count as load of experts, None for yes. `pathways` are the
+        inputs of a model that has any; older events take the first C positions.
         """
-        x = self._embed(items_BS, lengths_B)
+        x = self._embed(items_BS, lengths_B, pathways)
         if self.norm is None:
             return self.dropout(x)
         x = self.dropout(x.to(residual_dtype(self.blocks)))
-        real = visible_up_to(lengths_B + 1, x.size(1))
-        counted_BS = real[:, 0, 0] if counted is None else real[:, 0, 0] & counted
+        real_BS = self.real_positions(visible_up_to(lengths_B, items_BS.size(1))[:, 0, 0], pathways)
+        counted_BS = real_BS if counted is None else real_BS & counted
+        visible, causal = self._visible(real_BS, real_BS.size(1) - 1 - items_BS.size(1))
         for block in self.blocks:
-            x = block(x, None if self.causal else real, self.causal, counted_BS)
+            x = block(x, visible, causal, counted_BS)
         return self.norm(x.to(self.norm.weight.dtype))
 
-    def _embed(self, items_BS: Tensor, lengths_B: Tensor) -> Tensor:
-        """The start's vector, then those of the items and their positions (B, 1 + S, D)."""
+    def real_positions(self, mask_BS: Tensor, pathways: dict[str, Tensor] | None) -> Tensor:
+        """Which positions (B, C + 1 + S) hold something, given which of the S items do."""
+        with_start_BS = F.pad(mask_BS, (1, 0), value=True)
+        if self.pathways is None or pathways is None:
+            return with_start_BS
+        return torch.cat([*self.pathways.real_older(pathways), with_start_BS], dim=1)
+
+    def _visible(self, real_BS: Tensor, num_older: int) -> tuple[Tensor | None, bool]:
+        """What attention may read, and whether it is causal without a mask.
+
+        All positions see older events, which see each other, and in a causal context themselves and what came before.
+        """
+        if not self.causal:
+            return real_BS[:, None, None], False
+        if not num_older:
+            return None, True
+        positions = torch.arange(real_BS.size(1), device=real_BS.device)
+        before_SS = (positions <= positions[:, None]) | (positions < num_older)
+        itself_SS = positions == positions[:, None]  # so that padding, too, sees something
+        return ((real_BS[:, None] & before_SS) | itself_SS)[:, None], False
+
+    def _embed(self, items_BS: Tensor, lengths_B: Tensor, pathways: dict[str, Tensor] | None) -> Tensor:
+        """Older events, the start's vector, then those of the items and their positions (B, C + 1 + S, D)."""
         items_BSD = self.embedding(items_BS, self.code_rows_NL)
+        start_B1D = self.start.weight.expand(items_BS.size(0), 1, -1)
+        older: list[Tensor] = []
+        if self.pathways is not None:
+            if pathways is None:
+                raise ConfigError("a model with pathways: found no inputs for them, expected those of its reader.")
+            items_BSD = self.pathways.add_features(items_BSD, items_BS, pathways)
+            start_B1D = self.pathways.add_static(start_B1D, pathways)
+            older = self.pathways.older(lambda items: self.embedding(items, self.code_rows_NL), pathways)
         if self.training and self.item_dropout:
             keep_BS = torch.rand(items_BS.shape, device=items_BS.device) >= self.item_dropout
             items_BSD = items_BSD * keep_BS[..., None]
@@ -150,12 +201,17 @@ class ContextEncoder(nn.Module):
         if self.from_end:
             positions = (lengths_B[:, None] - 1 - positions).clamp(min=0)
         items_BSD = items_BSD + self.positions(positions)
-        return torch.cat([self.start.weight.expand(items_BS.size(0), 1, -1), items_BSD], dim=1)
+        return torch.cat([*older, start_B1D, items_BSD], dim=1)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, counted: Tensor | None = None, **_: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        counted: Tensor | None = None,
+        pathways: dict[str, Tensor] | None = None,
+        **_: Any,
     ) -> ContextOutput:
         """The form transformers' generate calls: item index + 1, 0 for padding on the right."""
         mask_BS = input_ids != PAD_TOKEN if attention_mask is None else attention_mask.bool()
-        states_BSD = self.encode((input_ids - 1).clamp(min=0), mask_BS.sum(dim=1), counted)
+        states_BSD = self.encode((input_ids - 1).clamp(min=0), mask_BS.sum(dim=1), counted, pathways)
         return ContextOutput(last_hidden_state=states_BSD, input_ids=input_ids)

@@ -1,18 +1,14 @@
 """How a new model's weights start."""
 
-import math
-
 from torch import nn
 
-from onerec.model.layers import CrossAttention, FeedForward, SelfAttention
-from onerec.model.lazy import LazyCrossAttention
 from onerec.model.moe import Experts, Router
 
 EMBEDDING_STD = 0.02
 
 
-def initialise(module: nn.Module, depth: int) -> None:
-    """Normal weights of variance 1 / fan-in; residual outputs shrunk by sqrt(2 * depth); unit norms.
+def initialise(module: nn.Module) -> None:
+    """Normal weights of variance 1 / fan-in; unit norms.
 
     Embeddings start small: what a rare item keeps of its random start is noise.
     """
@@ -24,11 +20,8 @@ def initialise(module: nn.Module, depth: int) -> None:
         nn.init.normal_(module.weight, std=EMBEDDING_STD)
     elif isinstance(module, nn.RMSNorm):
         nn.init.ones_(module.weight)
-    elif isinstance(module, SelfAttention | CrossAttention | LazyCrossAttention | FeedForward):
-        std = module.output.in_features**-0.5 / math.sqrt(2 * depth)
-        nn.init.normal_(module.output.weight, std=std)
     elif isinstance(module, Router):
         nn.init.normal_(module.weight_ED, std=module.weight_ED.size(1) ** -0.5)
     elif isinstance(module, Experts):
         nn.init.normal_(module.inner_EDF, std=module.inner_EDF.size(1) ** -0.5)
-        nn.init.normal_(module.output_EFD, std=module.output_EFD.size(1) ** -0.5 / math.sqrt(2 * depth))
+        nn.init.normal_(module.output_EFD, std=module.output_EFD.size(1) ** -0.5)

@@ -6,8 +6,8 @@ all layers read one and the same tensor, as keys and as values. No position sees
 whole history reads what it would read alone: the positions before it.
 
 Departures:
-1. A position is an item's embedding and its place in the history through one matrix; the report's context has several
-   pathways with features of their own.
+1. A position is an item's embedding and its place in the history through one matrix; the report's further pathways are
+   options (`onerec.model.pathways`).
 2. The loss is the sum over levels, as in the technical report, where V2 takes the mean; all levels share the last norm.
 3. The auxiliary item head, which the report has not, reads the decoder's state at BOS: the first that has seen the
    history, since no context position has.

@@ -1,9 +1,12 @@
 """OneRec: item-level context encoder, decoder over semantic-ID codes (arXiv 2506.13695), as a transformers model.
 
 Departures from the report:
-1. The context reads one pathway, the newest `max_history_items` items, as item vectors of codes plus an own row.
+1. The context reads the newest `max_history_items` items as vectors of codes plus an own row; the report's pathways
+   are options, with departures of their own (`onerec.model.pathways`, `onerec.data.pathways`).
 2. With a causal or a lazy context every history position is a target in one pass; the report trains one a sample.
-3. An auxiliary softmax over all items may train the context beside the codes, and be a teacher of soft targets to
+3. By option, BOS carries the newest context state, and codes' logits look up the items below them (`prefixes`) and
+   those that the history holds (`repeats`). None of it depends on the size of the catalogue in decoding.
+4. An auxiliary softmax over all items may train the context beside the codes, and be a teacher of soft targets to
    the code heads; it is never part of decoding.
 
 Shapes: B batch, S context positions (the start and the history items; in arguments the items alone), P targets a row,
@@ -27,6 +30,8 @@ from onerec.model.configuration import NUM_SPECIAL_TOKENS, PAD_TOKEN, OneRecConf
 from onerec.model.context import Context, ContextEncoder, ContextOutput
 from onerec.model.decoder import Decoder, DecoderCache
 from onerec.model.distillation import CodeTeacher, Lesson
+from onerec.model.features import ZeroLinear
+from onerec.model.hashed_embedding import ValueTable
 from onerec.model.heads import Catalogue, CodeHeads, ItemHead
 from onerec.model.initialisation import initialise
 from onerec.model.layers import visible_up_to
@@ -66,7 +71,10 @@ class OneRec(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        initialise(module, self.config.num_context_layers + self.config.num_decoder_layers)
+        if isinstance(module, ValueTable | ZeroLinear):
+            module.start()
+        else:
+            initialise(module)
 
     def set_codes(self, codes_NL: np.ndarray, table_hash: str) -> None:
         """Store the ID table (N, L) whose content hash is `table_hash`.
@@ -122,20 +130,27 @@ class OneRec(PreTrainedModel, GenerationMixin):
         """The mean vectors of the items below each prefix of the ID table; None for a model without heads for them."""
         return self._pool(self.encoder.item_vectors()) if self.config.prefix_vectors else None
 
-    def encode(self, items_BS: Tensor, lengths_B: Tensor, prefix_vectors: PrefixVectors | None = None) -> Context:
+    def encode(
+        self,
+        items_BS: Tensor,
+        lengths_B: Tensor,
+        prefix_vectors: PrefixVectors | None = None,
+        pathways: dict[str, Tensor] | None = None,
+    ) -> Context:
         """Encode right-padded histories of item indices; what stands in the padding does not matter.
 
-        `prefix_vectors` are those of `pool_prefix_vectors`, pooled anew where they are not given.
+        `prefix_vectors` are those of `pool_prefix_vectors`, pooled anew where they are not given; `pathways` what the
+        encoder's pathways read, for a model that has any.
         """
-        states_BSD = self.encoder.encode(items_BS, lengths_B)
-        ragged = bool((lengths_B < items_BS.size(1)).any())
-        visible = visible_up_to(lengths_B + 1, states_BSD.size(1)) if ragged else None
+        states_BSD = self.encoder.encode(items_BS, lengths_B, pathways=pathways)
+        mask_BS = visible_up_to(lengths_B, items_BS.size(1))[:, 0, 0]
+        real_BS = self.encoder.real_positions(mask_BS, pathways)
+        visible = None if bool(real_BS.all()) else real_BS[:, None, None]
         keys, values = self.decoder.project_context(states_BSD)
-        newest_BD = states_BSD[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B]
+        newest_BD = _states_before_targets(states_BSD, real_BS, num_targets=1)[:, 0]
         if prefix_vectors is None:
             prefix_vectors = self.pool_prefix_vectors()
-        real_BS = visible_up_to(lengths_B, items_BS.size(1))[:, 0, 0]
-        seen = self._seen_items(items_BS, real_BS & first_occurrences(items_BS))
+        seen = self._seen_items(items_BS, mask_BS & first_occurrences(items_BS))
         return Context(states_BSD, newest_BD, keys, values, visible, Catalogue(prefix_vectors, seen))
 
     def new_cache(self) -> DecoderCache:
@@ -203,6 +218,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
         target_items: Tensor | None = None,
         encoder_outputs: ContextOutput | None = None,
         counted: Tensor | None = None,
+        pathways: dict[str, Tensor] | None = None,
         **_: Any,
     ) -> OneRecOutput:
         """Loss over target items, or logits over the flat vocabulary in the form of transformers' generate.
@@ -214,17 +230,18 @@ class OneRec(PreTrainedModel, GenerationMixin):
             decoder_input_ids: (B, T) flat tokens [BOS, code, ...] with T <= L; used when no targets are given.
             labels: (B, T) flat tokens to predict, -100 to leave out.
             counted: bool, one or (B, 1): whether the rows count as load of experts; None for yes.
+            pathways: what the encoder's pathways read, for a model that has any.
         """
         if encoder_outputs is None:
             if input_ids is None:
                 raise ValueError("OneRec.forward needs input_ids or encoder_outputs")
-            encoder_outputs = self.encoder(input_ids, attention_mask, counted)
+            encoder_outputs = self.encoder(input_ids, attention_mask, counted, pathways)
         states_BSD, history_BS = encoder_outputs.last_hidden_state, encoder_outputs.input_ids
         assert states_BSD is not None
         assert history_BS is not None
         mask_BS = attention_mask.bool() if attention_mask is not None else history_BS.ne(PAD_TOKEN)
         items_BS = (history_BS - 1).clamp(min=0)
-        mask_BS = F.pad(mask_BS, (1, 0), value=True)  # from here on S counts the start position
+        mask_BS = self.encoder.real_positions(mask_BS, pathways)  # from here on S counts all positions of the context
         if target_items is not None:
             return self._target_loss(states_BSD, items_BS, mask_BS, target_items, counted)
         if decoder_input_ids is None:
@@ -261,7 +278,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
     def _target_loss(
         self,
         states_BSD: Tensor,
-        items_BS: Tensor,  # S without the start position
+        items_BS: Tensor,  # the last S positions
         mask_BS: Tensor,
         target_items_BP: Tensor,
         counted: Tensor | None,
@@ -272,7 +289,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
         newest_BPD = _states_before_targets(states_BSD, mask_BS, target_items_BP.size(1))
         vectors_NE = self.encoder.item_vectors()
         item_loss, lesson, paths_M = None, None, items_M
-        history = _histories_before_targets(items_BS, mask_BS[:, 1:], has_target_BP)
+        history = _histories_before_targets(items_BS, mask_BS[:, -items_BS.size(1) :], has_target_BP)
         lazy = self.config.context == "lazy"  # no context position has seen another, but BOS has seen them all
         if self.item_head is not None and not lazy:
             item_loss, lesson = self._item_loss(self.item_head, newest_BPD[has_target_BP], items_M, vectors_NE, history)
@@ -304,7 +321,8 @@ class OneRec(PreTrainedModel, GenerationMixin):
             return mask_BS[:, None, None, :]
         num_positions = mask_BS.size(1)
         causal_SS = torch.ones(num_positions, num_positions, dtype=torch.bool, device=mask_BS.device).tril()
-        return causal_SS[-num_targets:].repeat_interleave(self.config.num_levels, dim=0)
+        causal = causal_SS[-num_targets:].repeat_interleave(self.config.num_levels, dim=0)
+        return causal if self.encoder.pathways is None else causal & mask_BS[:, None, None, :]
 
     def _item_loss(
         self, head: ItemHead, states_MD: Tensor, items_M: Tensor, vectors_NE: Tensor, history: tuple[Tensor, Tensor]
@@ -345,7 +363,8 @@ class OneRec(PreTrainedModel, GenerationMixin):
 
     def _prefix_tree(self) -> PrefixTree:
         if self._tree is None or self._tree.num_items != self.config.num_items:  # a copy may have taken in new items
-            self._tree = PrefixTree(self._all_codes(), self.config.codes_per_level, self.device)
+            with torch.inference_mode(False):  # whoever asks first, training reads it too
+                self._tree = PrefixTree(self._all_codes(), self.config.codes_per_level, self.device)
         return self._tree
 
     def _all_codes(self) -> np.ndarray:
@@ -360,7 +379,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
         code_rows_BT = decoder_input_ids[:, 1:] - NUM_SPECIAL_TOKENS
         first_rows_T = torch.tensor(self.decoder.first_rows[: code_rows_BT.size(1)], device=code_rows_BT.device)
         prefixes = self._prefixes_of((code_rows_BT - first_rows_T)[:, None])
-        seen = self._seen_items(items_BS, mask_BS[:, 1:] & first_occurrences(items_BS))
+        seen = self._seen_items(items_BS, mask_BS[:, -items_BS.size(1) :] & first_occurrences(items_BS))
         catalogue = Catalogue(self.pool_prefix_vectors(), seen)
         newest_B1D = _states_before_targets(states_BSD, mask_BS, num_targets=1)
         hidden_BTD = self.decoder(code_rows_BT[:, None], newest_B1D, keys, values, mask_BS[:, None, None, :])[:, 0]
@@ -377,7 +396,8 @@ def _states_before_targets(states_BSD: Tensor, mask_BS: Tensor, num_targets: int
     if num_targets > 1:
         return states_BSD[:, -num_targets:]
     rows_B = torch.arange(states_BSD.size(0), device=states_BSD.device)
-    return states_BSD[rows_B, mask_BS.sum(dim=1) - 1][:, None]
+    newest_B = mask_BS.size(1) - 1 - mask_BS.flip(1).byte().argmax(dim=1)
+    return states_BSD[rows_B, newest_B][:, None]
 
 
 def _histories_before_targets(items_BS: Tensor, real_BS: Tensor, has_target_BP: Tensor) -> tuple[Tensor, Tensor]:

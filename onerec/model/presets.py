@@ -28,6 +28,7 @@ _PLAIN: dict[str, Any] = {
     "item_head_weight": 0.0,
     "bos_reads_context": False,
     "prefix_vectors": False,
+    "repeat_bias": False,
 }
 
 

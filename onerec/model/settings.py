@@ -2,6 +2,8 @@
 
 from pydantic import Field, PositiveInt, model_validator
 
+from onerec.data.pathway_settings import PathwaySettings, PathwaySpec
+from onerec.errors import ConfigError
 from onerec.model.configuration import Activation, ContextKind, OneRecConfig, Positions, RouterScore
 from tokenizer.settings import Settings
 
@@ -48,7 +50,7 @@ class ModelSettings(Settings):
     prefix_vectors: bool = Field(
         True, description="codes' logits gain the product of a query with the mean vector of the items below"
     )
-    repeat_bias: bool = Field(False, description="learn a term of the logits for items that the history holds already")
+    repeat_bias: bool = Field(True, description="learn a term of the logits for items that the history holds already")
     item_head_weight: float = Field(1.0, ge=0, description="loss weight of the auxiliary softmax over items; 0: none")
     item_distillation: float = Field(
         0.0, ge=0, le=1, description="share of each code's target taken from the item head's distribution"
@@ -64,6 +66,9 @@ class ModelSettings(Settings):
     dropout: float = Field(0.2, ge=0, lt=1, description="share of activations dropped in training, in 256ths")
     context_dropout: float | None = Field(None, ge=0, lt=1, description="the same in the context; None for dropout")
     item_dropout: float = Field(0.0, ge=0, lt=1, description="share of history items dropped in training")
+    pathways: PathwaySettings | None = Field(
+        None, description="what the context reads beside the short-term items; None: nothing"
+    )
 
     @model_validator(mode="after")
     def _teacher_exists(self) -> "ModelSettings":
@@ -110,6 +115,16 @@ class ModelSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _queries_read_the_width(self) -> "ModelSettings":
+        lifelong = self.pathways is not None and self.pathways.lifelong is not None
+        if lifelong and self.embedding_dim not in (None, self.d_model):
+            raise ValueError(
+                f"embedding_dim: found {self.embedding_dim} beside pathways.lifelong, whose blocks are d_model "
+                f"{self.d_model} wide; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _experts_are_consistent(self) -> "ModelSettings":
         if self.num_experts == 0:
             if self.num_shared_experts or self.num_dense_blocks or self.experts_in_context:
@@ -134,9 +149,22 @@ class ModelSettings(Settings):
             )
         return self
 
-    def configuration(self, codes_per_level: tuple[int, ...], num_items: int, num_pieces: int = 0) -> OneRecConfig:
-        """The model's configuration for an ID table of `num_items` rows, whose IDs may be cut into pieces."""
-        shape = self.model_dump()
+    def configuration(
+        self,
+        codes_per_level: tuple[int, ...],
+        num_items: int,
+        num_pieces: int = 0,
+        pathways: PathwaySpec | None = None,
+    ) -> OneRecConfig:
+        """The model's configuration for an ID table of `num_items` rows, whose IDs may be cut into pieces.
+
+        Raises:
+            ConfigError: pathways whose features have not been fitted.
+        """
+        if self.pathways is not None and pathways is None:
+            raise ConfigError("model.pathways: found no features fitted on data, expected them. Train by the pipeline.")
+        shape = self.model_dump(exclude={"pathways"})
+        shape["pathways"] = None if pathways is None else pathways.model_dump(mode="json")
         if self.bos_reads_context is None:
             shape["bos_reads_context"] = self.context != "lazy"
         return OneRecConfig(codes_per_level=codes_per_level, num_items=num_items, num_pieces=num_pieces, **shape)

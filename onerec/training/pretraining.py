@@ -3,14 +3,17 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from transformers.trainer_utils import set_seed
 
 from kernels.denormals import flushed_denormals
 from onerec.data.batches import TrainingWindows, many_target_windows, one_target_windows
+from onerec.data.features import FittedPathways
 from onerec.data.histories import Histories
-from onerec.errors import ArtifactError, DataError
+from onerec.data.pathways import EventSource, WindowPathways
+from onerec.errors import ArtifactError, ConfigError, DataError
 from onerec.model.onerec import OneRec
 from onerec.model.settings import ModelSettings
 from onerec.training.checkpoints import latest_checkpoint
@@ -48,6 +51,7 @@ def pretrain(
     config_hash: str,
     seed: int,
     pieces: SemanticIdPieces | None = None,
+    pathways: FittedPathways | None = None,
 ) -> OneRec:
     """Train on the training events of `histories`, keep the weights best on validation, and store them in `folder`.
 
@@ -58,6 +62,7 @@ def pretrain(
         validate: maps a model in evaluation mode to metrics, the selection metric among them.
         inputs: content hashes of the artefacts this one is made from.
         pieces: of the table's semantic IDs, for item vectors that sum theirs too.
+        pathways: features fitted for the pathways of the model's settings, where they name any.
 
     Raises:
         DataError: there is no training event.
@@ -66,8 +71,8 @@ def pretrain(
         OneRecError: another process of the run has ended.
     """
     set_seed(seed)
-    model = build_model(model_settings, table, pieces)
-    windows = training_windows(histories, model)
+    model = build_model(model_settings, table, pieces, pathways)
+    windows = training_windows(histories, model, pathways)
     work_folder.mkdir(parents=True, exist_ok=True)
     best = work_folder / BEST
 
@@ -89,28 +94,42 @@ def pretrain(
     return load_pretrained(folder, table)
 
 
-def build_model(settings: ModelSettings, table: SemanticIdTable, pieces: SemanticIdPieces | None = None) -> OneRec:
-    """A freshly initialised model that holds the ID table, and its pieces where there are any."""
+def build_model(
+    settings: ModelSettings,
+    table: SemanticIdTable,
+    pieces: SemanticIdPieces | None = None,
+    pathways: FittedPathways | None = None,
+) -> OneRec:
+    """A freshly initialised model that holds the ID table, and its pieces and fitted pathways where there are any."""
     num_pieces = pieces.vocabulary_size if pieces is not None else 0
-    model = OneRec(settings.configuration(table.codes_per_level, len(table.codes_NL), num_pieces))
+    spec = None if pathways is None else pathways.spec
+    model = OneRec(settings.configuration(table.codes_per_level, len(table.codes_NL), num_pieces, spec))
     model.set_codes(table.codes_NL, table.content_hash)
+    if pathways is not None:
+        model.encoder.set_pathways(pathways)
     if pieces is not None:
         item_pieces = pieces.encode(table.codes_NL)
         model.set_pieces(item_pieces.pieces_P, item_pieces.offsets)
     return model
 
 
-def training_windows(histories: Histories, model: OneRec) -> TrainingWindows:
+def training_windows(histories: Histories, model: OneRec, pathways: FittedPathways | None = None) -> TrainingWindows:
     """Windows over the training events in the form the model's context allows.
 
     Raises:
         DataError: there is no training event.
+        ConfigError: the model has pathways, and what was fitted for them is not given.
     """
     make_windows = many_target_windows if model.config.many_targets else one_target_windows
     windows = make_windows(histories, model.config.max_history_items)
     if len(windows) == 0:
         raise DataError("training: found no training event, expected at least one. Lower the filters or add data.")
-    return windows
+    if model.encoder.pathways is None:
+        return windows
+    if pathways is None:
+        raise ConfigError("training: found a model with pathways and no features for it. Give those it was built with.")
+    source = EventSource(histories.training(), pathways.profiles)
+    return replace(windows, pathways=WindowPathways(model.encoder.pathways.reader(), source))
 
 
 def load_pretrained(folder: Path, table: SemanticIdTable) -> OneRec:

@@ -152,3 +152,44 @@ def test_levels_without_codes_are_refused(sizes: tuple[int, ...]) -> None:
 def test_excluding_an_unknown_item_is_refused(item: int) -> None:
     with pytest.raises(DataError, match=f"first: {item}\\), expected 0 to 5"):
         Exclusions(Trie.from_table(CODES_NL, SIZES), [np.array([0]), np.array([item])])
+
+
+@given(tables(), st.data())
+def test_a_restricted_tree_is_the_tree_of_what_is_allowed(
+    table: tuple[np.ndarray, tuple[int, ...], np.ndarray], data: st.DataObject
+) -> None:
+    codes_NL, sizes, ranks_N = table
+    some = st.lists(st.booleans(), min_size=len(codes_NL), max_size=len(codes_NL))
+    allowed_N, kept_N = (np.array(data.draw(some.filter(any))) for _ in range(2))
+    kept_N |= allowed_N
+    restricted = Trie.from_table(codes_NL, sizes, ranks_N).restrict(kept_N).restrict(allowed_N)
+    items_M = np.flatnonzero(allowed_N)
+    expected = Trie.from_table(codes_NL[items_M], sizes, ranks_N[items_M])
+    for found_of_level, expected_of_level in zip(restricted.child_offsets, expected.child_offsets, strict=True):
+        assert (found_of_level.tolist(), found_of_level.dtype) == (expected_of_level.tolist(), torch.int32)
+    for found_of_level, expected_of_level in zip(restricted.child_codes, expected.child_codes, strict=True):
+        torch.testing.assert_close(found_of_level, expected_of_level)
+    assert restricted.item_of_rank.tolist() == items_M[expected.item_of_rank.numpy()].tolist()
+    assert restricted.rank_of_item[restricted.item_of_rank].tolist() == list(range(len(items_M)))
+    assert (restricted.num_items, restricted.num_leaves) == (len(codes_NL), len(items_M))
+    assert (restricted.rank_of_item[~torch.from_numpy(allowed_N)] == -1).all()
+
+
+def test_excluding_an_item_that_is_not_in_the_tree_changes_nothing() -> None:
+    trie = Trie.from_table(CODES_NL, SIZES).restrict(np.array([False, True, True, True, True, True]))
+    both, one = Exclusions(trie, [np.array([0, 4, 3])]), Exclusions(trie, [np.array([4, 3])])
+    assert both.num_excluded_B.tolist() == one.num_excluded_B.tolist() == [3]  # item 0 is out of reach in both
+    for level in range(3):
+        nodes_BC = torch.arange(trie.num_nodes(level))[None]
+        found, expected = both.contains(level, nodes_BC), one.contains(level, nodes_BC)
+        assert found is not None
+        assert expected is not None
+        assert found.tolist() == expected.tolist()
+    everything = Exclusions(trie, [np.arange(1, 6)])
+    assert everything.num_excluded_B.tolist() == [6]
+
+
+@pytest.mark.parametrize("allowed_N", [np.zeros(6, bool), np.ones(5, bool), np.ones(6, int)])
+def test_a_restriction_to_nothing_or_of_another_catalogue_is_refused(allowed_N: np.ndarray) -> None:
+    with pytest.raises(DataError, match="allowed items: found"):
+        Trie.from_table(CODES_NL, SIZES).restrict(allowed_N)

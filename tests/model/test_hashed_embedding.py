@@ -11,7 +11,7 @@ def table(num_shared: int, own: tuple[str, ...] = ("war", "love"), num_hashes: i
     torch.manual_seed(0)
     embedding = HashedEmbedding(len(own), num_shared, num_hashes, width=4)
     embedding.own_keys.copy_(torch.tensor(sorted(map(key_of, own))))
-    embedding.start()
+    embedding.own.start()
     return embedding
 
 

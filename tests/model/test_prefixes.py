@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onerec.model.configuration import OneRecConfig
+from onerec.model.onerec import OneRec
 from onerec.model.prefixes import PrefixHeads, PrefixTree
 
 CODES_NL = np.array([[1, 0, 2], [0, 2, 1], [1, 0, 0], [0, 2, 1], [1, 3, 0]])
@@ -69,3 +70,13 @@ def test_gradients_reach_queries_and_vectors() -> None:
     for leaf in (vectors_NE, states_RD):
         assert leaf.grad is not None
         assert leaf.grad.abs().sum(dim=1).all()
+
+
+def test_a_model_that_decoded_first_can_be_trained() -> None:
+    model = OneRec(OneRecConfig(codes_per_level=SIZES, num_items=5, d_model=8, num_heads=2, prefix_vectors=True))
+    model.set_codes(CODES_NL, "hash")
+    with torch.inference_mode():
+        context = model.encode(torch.tensor([[1, 3]]), torch.tensor([2]))
+        model.decode_step(None, 0, context, model.new_cache())
+    model(input_ids=torch.tensor([[2, 4]]), target_items=torch.tensor([[1]])).loss.backward()
+    assert model.encoder.embedding.codes.weight.grad is not None

@@ -1,0 +1,76 @@
+"""A run whose model has pathways, through `train.main`: trained, evaluated, bundled, and the same scores from each."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import train
+from onerec.bundle import Bundle
+from onerec.config import RunConfig
+from onerec.data.features import user_profiles
+from onerec.data.histories import Split
+from onerec.data.pathways import EventSource
+from onerec.evaluation.runs import load_run
+from onerec.pipeline import Pipeline
+from tokenizer.settings import load_settings
+
+CONFIG = """
+name: paths
+data:
+  source: world
+  world: {num_users: 60, num_items: 100, num_events: 1200}
+tokenizer:
+  text: {weight: 0}
+  collaborative: {width: 16}
+  quantizer: {codes_per_level: [8, 8], iterations: 5}
+model:
+  d_model: 16
+  num_heads: 2
+  d_ff: 32
+  num_context_layers: 1
+  num_decoder_layers: 1
+  max_history_items: 6
+  pathways:
+    static: {features: [user_id]}
+    short_term: {}
+    positive: {column: click, length: 8}
+    lifelong: {max_representatives: 4, num_queries: 2}
+training: {epochs: 1, evaluate_every_epochs: 1, max_positions_per_step: 256, warmup_steps: 2, logging_steps: 2}
+decoding: {num_beams: 10}
+evaluation: {ks: [1, 5, 10], bootstrap_samples: 20}
+baselines: {popularity: false, item_knn: null}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("run")
+    (root / "config.yaml").write_text(CONFIG)
+    assert train.main(["--config", str(root / "config.yaml"), "--runs", str(root)]) == 0
+    return root / "paths"
+
+
+def test_bundle_and_evaluation_rank_alike(folder: Path) -> None:
+    pipeline = Pipeline.open(load_settings(RunConfig, folder / "config.yaml"), folder.parent)
+    bundle, data = Bundle.load(folder / "bundle"), pipeline.data
+    assert bundle.model.encoder.pathways is not None
+    source = EventSource(data.histories, user_profiles(data.users, bundle.model.encoder.pathways.spec))
+    rows = data.histories.targets(Split.TEST)
+    requests = [source.before(int(row)) for row in rows]
+    ranking = bundle.recommender().recommend(requests, 10, exclude_seen=False)
+    hits = (ranking.items_BK == np.asarray(data.histories.items)[rows][:, None]).any(axis=1)
+    evaluation = load_run(folder / "evaluations" / "onerec").evaluations["test"]
+    assert evaluation.metrics["recall@10"] == pytest.approx(hits.mean())
+    bare = bundle.recommender().recommend([events.items for events in requests], 10, exclude_seen=False)
+    assert not np.array_equal(bare.items_BK, ranking.items_BK)
+
+
+def test_a_feature_that_the_data_lack_ends_the_run_before_training(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--config", str(folder.parent / "config.yaml"), "--runs", str(tmp_path)]
+    assert train.main([*arguments, "--stage", "data", "--set", "model.pathways.positive.column=clik"]) == 1
+    printed = " ".join("".join(capsys.readouterr()).split())
+    assert "found 'clik'" in printed
+    assert "Did you mean 'click'" in printed
