@@ -2,11 +2,15 @@
 
     curl http://127.0.0.1:8000/v1/recommend --json '{"history": ["50", "181"], "k": 5}'
 
-Events posted to /v1/events make histories that requests name by user_id. Keys in the environment variable
-ONEREC_API_KEYS (commas between them) close the routes under /v1 to requests without `Authorization: Bearer KEY`; the
-one in ONEREC_ADMIN_KEY opens /v1/admin/bundle, which serves another bundle without a pause.
+The page at / shows the answers. Events posted to /v1/events make histories that requests name by user_id. Keys in the
+environment variable ONEREC_API_KEYS (commas between them) close the routes under /v1 to requests without
+`Authorization: Bearer KEY`; the one in ONEREC_ADMIN_KEY opens PUT and DELETE of /v1/items/ID, which change the
+catalogue, and /v1/admin/bundle, which serves another bundle, both without a pause.
 GET /metrics counts for Prometheus, /readyz says which bundle answers, /openapi.json what may be asked. Stop it with
 Ctrl-C or SIGTERM.
+
+`python serve.py batch --bundle runs/demo/bundle --users users.parquet --out recs.parquet` answers a table of users; run
+again after a kill, it goes on where it stopped.
 """
 
 import argparse
@@ -20,9 +24,39 @@ from onerec.serving.limits import Limits
 from onerec.serving.server import run_server
 from tokenizer.settings import load_settings
 
+_BATCH = "batch"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until stopped and return the exit status."""
+    """Serve until stopped, or answer a table of users; the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    is_batch = words[:1] == [_BATCH]
+    arguments = _batch_parser().parse_args(words[1:]) if is_batch else _server_parser().parse_args(words)
+    keep_freed_memory()
+    try:
+        if is_batch:
+            _run_batch(arguments)
+        else:
+            limits = load_settings(Limits, overrides=arguments.overrides)
+            histories = arguments.histories or arguments.bundle.parent / "histories.sqlite"
+            run_server(arguments.bundle, arguments.host, arguments.port, limits, histories)
+    except OneRecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    return 0
+
+
+def _run_batch(arguments: argparse.Namespace) -> None:
+    from onerec.serving.batch import BatchSettings, run_batch
+
+    settings = load_settings(BatchSettings, overrides=arguments.overrides)
+    num_users = run_batch(arguments.bundle, arguments.users, arguments.out, arguments.histories, settings)
+    print(f"{arguments.out}: {num_users:,} users answered")
+
+
+def _server_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="serve.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -30,28 +64,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
     parser.add_argument(
-        "--histories", type=Path, help="SQLite file of users' events (default: histories.sqlite beside the bundle)"
+        "--histories",
+        type=Path,
+        help="SQLite file of users' events and catalogue changes (default: histories.sqlite beside the bundle)",
     )
+    _add_overrides(parser, "LIMIT", f"limit of a request: {', '.join(Limits.model_fields)}")
+    return parser
+
+
+def _batch_parser() -> argparse.ArgumentParser:
+    from onerec.serving.batch import BatchSettings
+
+    parser = argparse.ArgumentParser(prog="serve.py batch", description="Answer a table of users into another table.")
+    parser.add_argument("--bundle", type=Path, required=True, help="folder of the bundle, such as runs/demo/bundle")
+    parser.add_argument("--users", type=Path, required=True, help="Parquet file with user_id and history (item ids)")
+    parser.add_argument("--out", type=Path, required=True, help="Parquet file to write, one row a user")
     parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="LIMIT=VALUE",
-        dest="overrides",
-        help=f"limit of a request: {', '.join(Limits.model_fields)}",
+        "--histories", type=Path, help="SQLite file of the server, for the catalogue's changes and absent histories"
     )
-    arguments = parser.parse_args(argv)
-    keep_freed_memory()
-    try:
-        limits = load_settings(Limits, overrides=arguments.overrides)
-        histories = arguments.histories or arguments.bundle.parent / "histories.sqlite"
-        run_server(arguments.bundle, arguments.host, arguments.port, limits, histories)
-    except OneRecError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-    return 0
+    _add_overrides(parser, "KEY", f"setting: {', '.join(BatchSettings.model_fields)}")
+    return parser
+
+
+def _add_overrides(parser: argparse.ArgumentParser, key: str, text: str) -> None:
+    parser.add_argument("--set", action="append", default=[], metavar=f"{key}=VALUE", dest="overrides", help=text)
 
 
 if __name__ == "__main__":

@@ -1,137 +1,73 @@
 """The FastAPI application: routes around one engine, inference in one thread, every error JSON with a reason."""
 
-import asyncio
+import pathlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
-from typing import Any
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
-from onerec.bundle import Bundle
-from onerec.errors import OneRecError, OverloadedError, ServingError, UnknownUserError
+from onerec.errors import OverloadedError, ServingError, UnknownUserError
 from onerec.serving.access import AccessDeniedError, Keys, check_access, check_admin_access
-from onerec.serving.batching import Batcher
 from onerec.serving.body_limit import BodyLimit
-from onerec.serving.engine import Engine, Query
-from onerec.serving.histories import HistoryStore, StoredEvent
+from onerec.serving.catalogue import CannotPlaceError
+from onerec.serving.changes import ChangeStore, SqliteChanges
+from onerec.serving.engine import Engine
+from onerec.serving.histories import HistoryStore
 from onerec.serving.metrics import CONTENT_TYPE, Metrics
 from onerec.serving.schema import (
     BundleRequest,
+    CatalogueItem,
+    CatalogueItems,
+    ChangedItem,
     ErrorResponse,
     EventsRequest,
     EventsResponse,
     Health,
+    ItemRequest,
     Readiness,
     RecommendBatchRequest,
     RecommendBatchResponse,
     RecommendRequest,
     RecommendResponse,
+    UserHistory,
+    Users,
 )
+from onerec.serving.service import Service, UnknownItemError
 
 _MAX_NAMED_PROBLEMS = 5
 _RETRY_AFTER_SECONDS = 1
 _NO_KEYS = Keys()
+_Options = dict[str, Any]
+_PAGE = pathlib.Path(__file__).with_name("page.html")
+# The page brings its own style and script, and asks nobody but this server.
+_PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+_MAX_KEY_CHARACTERS = 512
+_MAX_LISTED = 200
+Key = Annotated[str, Path(min_length=1, max_length=_MAX_KEY_CHARACTERS)]
+Limit = Annotated[int, Query(ge=1, le=_MAX_LISTED)]
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorResponse, "description": "refused: why"},
     "503": {"model": ErrorResponse, "description": "overloaded: try again after the seconds in Retry-After"},
 }
 
 
-class Service:
-    """What the routes work with: histories, the line before the model, and the counters."""
+def create_app(
+    engine: Engine, histories: HistoryStore, keys: Keys = _NO_KEYS, changes: ChangeStore | None = None
+) -> FastAPI:
+    """The endpoint of one bundle; with keys, the routes under /v1 want one of them.
 
-    def __init__(self, engine: Engine, histories: HistoryStore) -> None:
-        self.engine, self.histories, self.metrics = engine, histories, Metrics()
-        self._batcher: Batcher | None = None
-        self._swapping = asyncio.Lock()
+    Args:
+        changes: what is stored of the catalogue's changes; None for nothing, and changes last as long as the process.
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Answer requests for as long as this lasts."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference") as executor:
-            self._batcher = Batcher(self._answer, executor, self.engine.limits)
-            self.metrics.waiting.set_function(lambda: self._batcher.num_waiting if self._batcher else 0)
-            task = asyncio.create_task(self._batcher.run())
-            yield
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-        self.histories.close()
-
-    async def recommend(self, request: RecommendRequest) -> RecommendResponse:
-        """Look up the history and stand in line.
-
-        Raises:
-            UnknownUserError, ServingError, OverloadedError: the request is refused.
-        """
-        assert self._batcher is not None
-        stored: Sequence[str] = ()
-        if request.user_id is not None:
-            limit = self.engine.limits.max_history_items
-            stored = await asyncio.to_thread(self.histories.newest, str(request.user_id), limit)
-            if not stored:
-                raise UnknownUserError(
-                    f"user_id: nothing is stored of {request.user_id!r}. Post its events, or send a history."
-                )
-        return await self._batcher.submit(self.engine.query(request, stored))
-
-    async def recommend_batch(self, batch: RecommendBatchRequest) -> RecommendBatchResponse:
-        """All requests of a batch, which the line may answer together."""
-        most = self.engine.limits.max_batch_requests
-        if len(batch.requests) > most:
-            raise ServingError(f"requests: found {len(batch.requests)}, expected at most {most}.")
-        return RecommendBatchResponse(responses=await asyncio.gather(*map(self.recommend, batch.requests)))
-
-    async def store(self, request: EventsRequest) -> EventsResponse:
-        """Append events to histories, all or none."""
-        most = self.engine.limits.max_events
-        if len(request.events) > most:
-            raise ServingError(f"events: found {len(request.events)}, expected at most {most}.")
-        self.engine.indices("events", [event.item_id for event in request.events])
-        now = time.time()
-        events = [
-            StoredEvent(str(event.user_id), str(event.item_id), now if event.timestamp is None else event.timestamp)
-            for event in request.events
-        ]
-        await asyncio.to_thread(self.histories.append, events)
-        self.metrics.events.inc(len(events))
-        return EventsResponse(stored=len(events))
-
-    async def swap_bundle(self, request: BundleRequest) -> Readiness:
-        """Load another bundle beside the one that serves, and serve it from then on.
-
-        Requests that are in line are still answered by the bundle that checked them.
-
-        Raises:
-            ServingError: the folder is no whole bundle, or another is being loaded; the old one serves on.
-        """
-        if self._swapping.locked():
-            raise ServingError("bundle: another one is being loaded. Wait for it.")
-        async with self._swapping:
-            try:
-                self.engine = await asyncio.to_thread(self._load_engine, Path(request.folder))
-            except OneRecError as error:
-                raise ServingError(f"bundle: {error} The old one serves on.") from error
-        return self.engine.readiness()
-
-    def _load_engine(self, folder: Path) -> Engine:
-        """Takes seconds for a large catalogue, so it belongs in a thread of its own."""
-        return Engine(Bundle.load(folder), self.engine.limits)
-
-    def _answer(self, queries: Sequence[Query]) -> list[RecommendResponse]:
-        self.metrics.batch_requests.observe(len(queries))
-        return queries[0].engine.answer(queries)
-
-
-def create_app(engine: Engine, histories: HistoryStore, keys: Keys = _NO_KEYS) -> FastAPI:
-    """The endpoint of one bundle; with keys, the routes under /v1 want one of them."""
-    service = Service(engine, histories)
+    Raises:
+        ServingError: what is stored does not go with the bundle.
+    """
+    service = Service(engine, histories, SqliteChanges() if changes is None else changes)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -155,8 +91,15 @@ def _add_routes(app: FastAPI, service: Service, keys: Keys) -> None:
     def needs_admin_key(request: Request) -> None:
         check_admin_access(request, keys.admin)
 
-    v1: dict[str, Any] = {"responses": _REFUSALS, "dependencies": [Depends(needs_key)]}
+    v1: _Options = {"responses": _REFUSALS, "dependencies": [Depends(needs_key)]}
+    admin: _Options = {"responses": _REFUSALS, "dependencies": [Depends(needs_admin_key)]}
 
+    _add_user_routes(app, service, v1)
+    _add_item_routes(app, service, v1, admin)
+    _add_operation_routes(app, service, admin)
+
+
+def _add_user_routes(app: FastAPI, service: Service, v1: _Options) -> None:
     @app.post("/v1/recommend", response_model_exclude_none=True, **v1)
     async def recommend(request: RecommendRequest) -> RecommendResponse:
         """Recommend the items of highest probability after a history."""
@@ -172,10 +115,54 @@ def _add_routes(app: FastAPI, service: Service, keys: Keys) -> None:
         """Append events to users' histories, all or none."""
         return await service.store(request)
 
-    @app.post("/v1/admin/bundle", responses=_REFUSALS, dependencies=[Depends(needs_admin_key)])
+    @app.get("/v1/users", **v1)
+    async def users(limit: Limit = 50) -> Users:
+        """Users with stored events, those of the newest first."""
+        return await service.users(limit)
+
+    @app.get("/v1/users/{user_id:path}/history", **v1)
+    async def history(user_id: Key, limit: Limit = 50) -> UserHistory:
+        """The newest items of one user; none of a user of whom nothing is stored."""
+        return await service.history(user_id, limit)
+
+
+def _add_item_routes(app: FastAPI, service: Service, v1: _Options, admin: _Options) -> None:
+    @app.get("/v1/items", **v1)
+    async def search_items(text: str = "", limit: Limit = 20) -> CatalogueItems:
+        """Items by id, or by a part of their title."""
+        return await service.search_items(text, limit)
+
+    @app.get("/v1/items/{item_id:path}", **v1)
+    async def item(item_id: Key) -> CatalogueItem:
+        """One item."""
+        return service.item(item_id)
+
+    @app.put("/v1/items/{item_id:path}", **admin)
+    async def put_item(item_id: Key, request: ItemRequest) -> ChangedItem:
+        """Add an item, bring one back, or change its fields; wants the admin key.
+
+        A new item gets its semantic ID from the tokenizer's frozen codebooks; an item that has one keeps it.
+        """
+        return await service.put_item(item_id, request)
+
+    @app.delete("/v1/items/{item_id:path}", **admin)
+    async def remove_item(item_id: Key) -> ChangedItem:
+        """Return an item no more; histories may still name it. Wants the admin key."""
+        return await service.remove_item(item_id)
+
+
+def _add_operation_routes(app: FastAPI, service: Service, admin: _Options) -> None:
+    @app.post("/v1/admin/bundle", **admin)
     async def swap_bundle(request: BundleRequest) -> Readiness:
         """Serve another bundle from now on, without a pause; wants the admin key."""
         return await service.swap_bundle(request)
+
+    page = _PAGE.read_text(encoding="utf-8")
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def show_page() -> HTMLResponse:
+        """A page to look at the answers."""
+        return HTMLResponse(page, headers={"content-security-policy": _PAGE_POLICY})
 
     @app.get("/healthz")
     async def healthz() -> Health:
@@ -213,6 +200,10 @@ async def _refuse_unknown(_: Request, error: Exception) -> JSONResponse:
     return _error(404, str(error))
 
 
+async def _refuse_conflict(_: Request, error: Exception) -> JSONResponse:
+    return _error(409, str(error))
+
+
 async def _refuse_overload(_: Request, error: Exception) -> JSONResponse:
     return _error(503, str(error), {"retry-after": str(_RETRY_AFTER_SECONDS)})
 
@@ -240,6 +231,8 @@ async def _answer_failure(_: Request, __: Exception) -> JSONResponse:
 
 _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONResponse]]] = {
     UnknownUserError: _refuse_unknown,
+    UnknownItemError: _refuse_unknown,
+    CannotPlaceError: _refuse_conflict,
     OverloadedError: _refuse_overload,
     ServingError: _refuse,
     AccessDeniedError: _refuse_access,

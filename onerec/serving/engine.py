@@ -10,11 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from onerec.bundle import Bundle
-from onerec.errors import ConfigError, DataError, ServingError
+from onerec.data.pathways import History
+from onerec.decoding.recommender import OneRecRecommender
+from onerec.errors import ConfigError, ServingError
 from onerec.evaluation.recommender import NO_ITEM, Ranking
 from onerec.model.context import Context
+from onerec.serving.catalogue import Catalogue
+from onerec.serving.explain import search_explained
+from onerec.serving.filters import Filter
+from onerec.serving.known import known_history
 from onerec.serving.limits import Limits
 from onerec.serving.schema import (
+    BeamLevel,
+    ItemFilter,
     ItemId,
     Readiness,
     RecommendedItem,
@@ -32,42 +40,55 @@ class Query:
     """A checked request in item indices (int64) of the engine that checked it, which is to answer it."""
 
     engine: "Engine"
-    history: np.ndarray
+    history: History
     num_unknown: int  # stored items that the catalogue does not have
     excluded: np.ndarray
     k: int
     beams: int
     exact: bool
     timings: bool
+    explain: bool = False
+    filter: Filter | None = None
 
     @property
-    def kind(self) -> tuple[str, int, bool]:
+    def kind(self) -> tuple[str, int, bool, bool, Filter | None]:
         """Queries of one kind can be searched as one batch."""
-        return self.engine.content_hash, self.beams, self.exact
+        return self.engine.content_hash, self.beams, self.exact, self.explain, self.filter
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a search of B queries found, and what it tells of itself where it was asked to."""
+
+    ranking: Ranking
+    expansions_B: np.ndarray | None = None
+    levels_B: list[list[BeamLevel]] | None = None
 
 
 class Engine:
-    """Checks requests and answers batches of them from one bundle; call `answer` from a single thread."""
+    """Checks requests and answers batches of them from one bundle; call `answer` from a single thread.
+
+    `catalogue` may be replaced by its successor at any time: item indices keep their meaning, and a batch is answered
+    by the one that it began with.
+    """
 
     def __init__(self, bundle: Bundle, limits: Limits) -> None:
         self.bundle = bundle
         self.limits = limits
         self.content_hash = bundle.manifest.content_hash
-        self._recommender = bundle.recommender()
-        self._ids: list[str | int] = bundle.items["item_id"].to_list()
-        self._titles = bundle.titles
+        self.catalogue = Catalogue.of(bundle)
 
     def readiness(self) -> Readiness:
         """What is being served."""
         return Readiness(
-            run=self.bundle.manifest.details["run"], bundle=self.content_hash, num_items=self.bundle.table.num_items
+            run=self.bundle.manifest.details["run"], bundle=self.content_hash, num_items=self.catalogue.num_available
         )
 
     def query(self, request: RecommendRequest, stored: Sequence[str] = ()) -> Query:
         """Check a request and look up its items; `stored` is the history of its `user_id`, oldest first.
 
         Raises:
-            ServingError: a request beyond the limits, or item ids that the catalogue does not have.
+            ServingError: a request beyond the limits, or item ids or columns that the catalogue does not have.
         """
         self.limits.check(request)
         if request.history is None:
@@ -77,8 +98,19 @@ class Engine:
         excluded = self.indices("exclude", request.exclude)
         if request.exclude_seen:
             excluded = np.concatenate([excluded, history])
-        beams = request.beams or max(self._recommender.num_beams, request.k)
-        return Query(self, history, len(unknown), excluded, request.k, beams, request.exact, request.timings)
+        pathways = self.bundle.model.encoder.pathways
+        return Query(
+            engine=self,
+            history=known_history(history, request, None if pathways is None else pathways.spec),
+            num_unknown=len(unknown),
+            excluded=excluded,
+            k=request.k,
+            beams=request.beams or max(self.catalogue.recommender.num_beams, request.k),
+            exact=request.exact,
+            timings=request.timings,
+            explain=request.explain,
+            filter=None if request.filter is None else self._filter(request.filter),
+        )
 
     def answer(self, queries: Sequence[Query]) -> list[RecommendResponse]:
         """Search for the best items that each query allows; all are of one kind.
@@ -87,23 +119,23 @@ class Engine:
             ServingError: an exact search that would have to read too much.
         """
         start = time.perf_counter()
-        context = self._recommender.encode([query.history for query in queries])
+        catalogue = self.catalogue
+        recommender = catalogue.recommender_for(queries[0].filter)
+        if recommender is None:
+            milliseconds = StageMilliseconds(encode=0.0, search=1e3 * (time.perf_counter() - start))
+            return [self._respond(query, [], milliseconds) for query in queries]
+        context = recommender.encode([query.history for query in queries])
         encoded = time.perf_counter()
-        ranking, expansions_B = self._search(context, queries)
-        searched = time.perf_counter()
-        milliseconds = StageMilliseconds(encode=1e3 * (encoded - start), search=1e3 * (searched - encoded))
-        return [
-            RecommendResponse(
-                items=self._items(ranking.items_BK[row, : query.k], ranking.scores_BK[row, : query.k]),
-                bundle=self.content_hash,
-                beams=query.beams,
-                expansions=None if expansions_B is None else int(expansions_B[row]),
-                history_items_read=min(len(query.history), self.bundle.model.config.max_history_items),
-                history_items_unknown=query.num_unknown or None,
-                milliseconds=milliseconds if query.timings else None,
-            )
-            for row, query in enumerate(queries)
-        ]
+        found = self._search(recommender, context, queries)
+        milliseconds = StageMilliseconds(encode=1e3 * (encoded - start), search=1e3 * (time.perf_counter() - encoded))
+        responses = []
+        for row, query in enumerate(queries):
+            items_K, scores_K = found.ranking.items_BK[row, : query.k], found.ranking.scores_BK[row, : query.k]
+            response = self._respond(query, _items(catalogue, items_K, scores_K), milliseconds.model_copy())
+            response.expansions = None if found.expansions_B is None else int(found.expansions_B[row])
+            response.levels = None if found.levels_B is None else found.levels_B[row]
+            responses.append(response)
+        return responses
 
     def indices(self, name: str, item_ids: Sequence[ItemId]) -> np.ndarray:
         """Item indices (int64) of the user's own keys.
@@ -123,36 +155,61 @@ class Engine:
 
     def _find(self, item_ids: Sequence[ItemId]) -> tuple[np.ndarray, list[ItemId]]:
         """Indices of those that the catalogue has, and the rest."""
-        indices, unknown = [], []
-        for item_id in item_ids:
-            try:
-                indices.append(self.bundle.table.index_of(str(item_id)))
-            except DataError:
-                unknown.append(item_id)
-        return np.asarray(indices, dtype=np.int64), unknown
+        found = [(item_id, self.catalogue.find(str(item_id))) for item_id in item_ids]
+        indices = [index for _, index in found if index is not None]
+        return np.asarray(indices, dtype=np.int64), [item_id for item_id, index in found if index is None]
 
-    def _search(self, context: Context, queries: Sequence[Query]) -> tuple[Ranking, np.ndarray | None]:
-        """The rankings and, of an exact search, the prefixes read for each."""
-        beams, exact = queries[0].beams, queries[0].exact
-        k, excluded = max(query.k for query in queries), [query.excluded for query in queries]
-        if not exact:
-            return self._recommender.search(context, k, excluded, beams), None
+    def _filter(self, chosen: ItemFilter) -> Filter:
+        """The same for all requests that let the same items through by the same words."""
+        columns = {name: tuple(sorted({_as_text(value) for value in chosen.columns[name]})) for name in chosen.columns}
+        self.catalogue.require_columns("filter.columns", columns)
+        if chosen.items is None:
+            return Filter(columns=tuple(sorted(columns.items())))
+        items = np.unique(self.indices("filter.items", chosen.items)).tolist()
+        return Filter(tuple(items), tuple(sorted(columns.items())))
+
+    def _search(self, recommender: OneRecRecommender, context: Context, queries: Sequence[Query]) -> _Found:
+        beams, excluded = queries[0].beams, [query.excluded for query in queries]
+        k = max(query.k for query in queries)
+        if queries[0].explain:
+            ranking, levels_B = search_explained(recommender, context, k, excluded, beams)
+            return _Found(ranking, levels_B=levels_B)
+        if not queries[0].exact:
+            return _Found(recommender.search(context, k, excluded, beams))
         try:
-            return self._recommender.search_exactly(context, k, excluded, beams)
+            return _Found(*recommender.search_exactly(context, k, excluded, beams))
         except ConfigError as error:
             raise ServingError(f"exact: {error}") from error
 
-    def _items(self, items_K: np.ndarray, scores_K: np.ndarray) -> list[RecommendedItem]:
-        return [
-            RecommendedItem(
-                id=self._ids[item],
-                score=score,
-                semantic_id=self.bundle.table.codes_NL[item].tolist(),
-                title=self._titles[item],
-            )
-            for item, score in zip(items_K.tolist(), scores_K.tolist(), strict=True)
-            if item != NO_ITEM
-        ]
+    def _respond(
+        self, query: Query, items: list[RecommendedItem], milliseconds: StageMilliseconds
+    ) -> RecommendResponse:
+        return RecommendResponse(
+            items=items,
+            bundle=self.content_hash,
+            beams=query.beams,
+            history_items_read=min(len(query.history), self.bundle.model.config.max_history_items),
+            history_items_unknown=query.num_unknown or None,
+            milliseconds=milliseconds if query.timings else None,
+        )
+
+
+def _items(catalogue: Catalogue, items_K: np.ndarray, scores_K: np.ndarray) -> list[RecommendedItem]:
+    return [
+        RecommendedItem(
+            id=catalogue.ids[item],
+            score=score,
+            semantic_id=catalogue.table.codes_NL[item].tolist(),
+            title=catalogue.titles[item],
+        )
+        for item, score in zip(items_K.tolist(), scores_K.tolist(), strict=True)
+        if item != NO_ITEM
+    ]
+
+
+def _as_text(value: str | int | bool) -> str:
+    """As the column's value reads when it is written as text."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _shown(item_id: ItemId) -> str:

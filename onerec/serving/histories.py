@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from onerec.errors import OverloadedError, ServingError
+from onerec.errors import OverloadedError
+from onerec.serving.database import open_database
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -16,6 +17,7 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE INDEX IF NOT EXISTS events_by_user ON events (user_id, timestamp, arrival);
 """
 _INSERT = "INSERT INTO events (user_id, timestamp, item_id) VALUES (?, ?, ?)"
+_USERS = "SELECT user_id FROM events GROUP BY user_id ORDER BY max(arrival) DESC LIMIT ?"
 _NEWEST = "SELECT item_id FROM events WHERE user_id = ? ORDER BY timestamp DESC, arrival DESC LIMIT ?"
 
 
@@ -37,6 +39,9 @@ class HistoryStore(Protocol):
     def newest(self, user_id: str, limit: int) -> list[str]:
         """The newest items of a user, oldest first; none for a user without events."""
 
+    def users(self, limit: int) -> list[str]:
+        """Users with events, those of the newest ones first."""
+
     def close(self) -> None:
         """Let go of files and connections."""
 
@@ -50,15 +55,7 @@ class SqliteHistories:
 
     def __init__(self, path: Path | None = None) -> None:
         self._lock = threading.Lock()
-        try:
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(path or ":memory:", check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")  # acknowledged is on disk, power cut or not
-            self._connection.executescript(_SCHEMA)
-        except (sqlite3.Error, OSError) as error:
-            raise ServingError(f"{path}: cannot keep histories there ({error}). Choose another --histories.") from error
+        self._connection = open_database(path, _SCHEMA)
 
     def append(self, events: Iterable[StoredEvent]) -> None:
         """Store all of the events or none.
@@ -78,6 +75,12 @@ class SqliteHistories:
         with self._lock:
             rows: Sequence[tuple[str]] = self._connection.execute(_NEWEST, (user_id, limit)).fetchall()
         return [item_id for (item_id,) in reversed(rows)]
+
+    def users(self, limit: int) -> list[str]:
+        """Users with events, those of the newest ones first."""
+        with self._lock:
+            rows: Sequence[tuple[str]] = self._connection.execute(_USERS, (limit,)).fetchall()
+        return [user_id for (user_id,) in rows]
 
     def close(self) -> None:
         """Write back the log and close the file."""

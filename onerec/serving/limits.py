@@ -14,12 +14,13 @@ class Limits(Settings):
     max_beams: PositiveInt = Field(512, description="prefixes kept in the search")
     max_history_items: PositiveInt = Field(10_000, description="items of a history")
     max_excluded_items: PositiveInt = Field(10_000, description="items in `exclude`")
+    max_filter_values: PositiveInt = Field(10_000, description="items and values in `filter`")
     max_body_bytes: PositiveInt = Field(1_048_576, description="bytes of a request's body")
     max_events: PositiveInt = Field(1_000, description="events of one request")
     max_batch_requests: PositiveInt = Field(256, description="requests in one batch request")
     max_batch_rows: PositiveInt = Field(2_048, description="beams of all requests that are decoded together")
     batch_wait_ms: float = Field(1.0, ge=0, description="milliseconds that a lone request waits for company")
-    max_waiting: PositiveInt = Field(512, description="requests in line; more are refused")
+    max_waiting: PositiveInt = Field(512, description="requests in line, and changes; more are refused")
     deadline_ms: PositiveFloat = Field(2_000.0, description="milliseconds in line after which a request is refused")
 
     def check(self, request: RecommendRequest) -> None:
@@ -28,9 +29,12 @@ class Limits(Settings):
         Raises:
             ServingError: names the field, what was found and what is allowed.
         """
+        chosen = request.filter
+        num_values = 0 if chosen is None else len(chosen.items or ()) + sum(map(len, chosen.columns.values()))
         bounds = (
             ("history", len(request.history or ()), self.max_history_items, " items"),
             ("exclude", len(request.exclude), self.max_excluded_items, " items"),
+            ("filter", num_values, self.max_filter_values, " items and values"),
             ("k", request.k, self.max_k, ""),
             ("beams", request.beams or 0, self.max_beams, ""),
         )

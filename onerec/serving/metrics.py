@@ -22,6 +22,9 @@ class Metrics:
             "onerec_batch_requests", "Requests decoded together.", buckets=_REQUESTS, registry=self._registry
         )
         self.waiting = Gauge("onerec_waiting_requests", "Requests in line.", registry=self._registry)
+        self.catalogue_changes = Counter(
+            "onerec_catalogue_changes", "Items added, restored, updated, removed.", ["change"], registry=self._registry
+        )
         self.events = Counter("onerec_events", "Events appended to histories.", registry=self._registry)
 
     def page(self) -> bytes:

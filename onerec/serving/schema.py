@@ -1,11 +1,58 @@
 """What the endpoint reads and answers: the types of its OpenAPI document."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
+
+def _require_unicode(text: str) -> str:
+    """Refuse halves of surrogate pairs, which JSON can write and nothing can store."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected text, found half of a surrogate pair") from None
+    return text
+
+
+Text = Annotated[StrictStr, AfterValidator(_require_unicode)]
 ItemId = StrictStr | StrictInt
+UserId = Text | StrictInt
+FieldValue = Text | StrictInt | StrictBool | FiniteFloat | None
 PositiveCount = Annotated[StrictInt, Field(ge=1)]
+
+
+class ItemFilter(BaseModel):
+    """What an item must be to be returned; the search itself keeps to it, so that k items come back if k pass."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    items: list[ItemId] | None = Field(None, description="only these, such as what is in stock where the user is")
+    columns: dict[Text, Annotated[list[Text | StrictInt | StrictBool], Field(min_length=1)]] = Field(
+        default={},
+        description="column of the catalogue -> values of which an item has one, as its whole text or a part of it "
+        "between | , ; or >; in every column named",
+    )
+
+
+class KnownEvents(BaseModel):
+    """Columns beside the items of a history, one value an item."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    timestamps: list[FiniteFloat] | None = Field(None, description="Unix seconds, never descending")
+    feedback: dict[Text, list[FiniteFloat | None]] = Field(
+        default={}, description="feedback column -> values; null where not known"
+    )
 
 
 class RecommendRequest(BaseModel):
@@ -13,9 +60,15 @@ class RecommendRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    user_id: ItemId | None = Field(None, description="user whose stored events are the history; this or `history`")
+    user_id: UserId | None = Field(None, description="user whose stored events are the history; this or `history`")
     history: list[ItemId] | None = Field(
         None, description="ids of the catalogue, oldest first; empty for a user without history; this or `user_id`"
+    )
+    known: KnownEvents = Field(
+        KnownEvents(), description="what is known of `history`, for a model that reads it; what is left out is missing"
+    )
+    profile: dict[Text, FieldValue] = Field(
+        default={}, description="static column of the user -> value, likewise; a value never seen counts as unknown"
     )
     k: PositiveCount = Field(10, description="items to return")
     beams: PositiveCount | None = Field(
@@ -24,16 +77,24 @@ class RecommendRequest(BaseModel):
     )
     exclude: list[ItemId] = Field(default=[], description="ids that may not be returned")
     exclude_seen: StrictBool = Field(True, description="leave out every item of the history")
+    filter: ItemFilter | None = Field(None, description="return only items that pass; all where not given")
     exact: StrictBool = Field(
         False, description="return the provably best items instead of those the beams reach; slower"
     )
     timings: StrictBool = Field(False, description="answer the milliseconds of each stage")
+    explain: StrictBool = Field(False, description="answer the beams of each level; not with `exact`, which has none")
 
     @model_validator(mode="after")
     def _one_history(self) -> "RecommendRequest":
         if (self.user_id is None) == (self.history is None):
             found = "both" if self.history is not None else "neither"
             raise ValueError(f"expected either user_id or history, found {found}")
+        return self
+
+    @model_validator(mode="after")
+    def _beams_to_explain(self) -> "RecommendRequest":
+        if self.exact and self.explain:
+            raise ValueError("explain: the exact search keeps no beams; ask for one of the two")
         return self
 
 
@@ -50,7 +111,7 @@ class Event(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    user_id: ItemId
+    user_id: UserId
     item_id: ItemId
     timestamp: FiniteFloat | None = Field(None, description="Unix seconds; the server's time where not given")
 
@@ -81,8 +142,18 @@ class RecommendedItem(BaseModel):
 class StageMilliseconds(BaseModel):
     """Time spent in each stage."""
 
+    history: float = Field(0.0, description="reading what is stored of the user")
+    wait: float = Field(0.0, description="in line, and until the batch was answered")
     encode: float = Field(description="of the batch that the request was in")
     search: float = Field(description="likewise")
+
+
+class BeamLevel(BaseModel):
+    """The prefixes that a search kept on one level, best first: a tree, level by level."""
+
+    codes: list[int] = Field(description="the last code of each prefix")
+    parents: list[int] = Field(description="place, on the level above, of the prefix it continues; 0 on the first")
+    scores: list[float] = Field(description="log-probability of each prefix")
 
 
 class RecommendResponse(BaseModel):
@@ -97,12 +168,61 @@ class RecommendResponse(BaseModel):
         None, description="stored items that the catalogue no longer has, where there are any; they were passed over"
     )
     milliseconds: StageMilliseconds | None = Field(None, description="where `timings` asked for it")
+    levels: list[BeamLevel] | None = Field(None, description="where `explain` asked for it")
 
 
 class RecommendBatchResponse(BaseModel):
     """One answer a request, in their order."""
 
     responses: list[RecommendResponse]
+
+
+class ItemRequest(BaseModel):
+    """An item to add, or to change; what is left out stays as it was."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    fields: dict[Text, FieldValue] = Field(
+        default={}, description="column -> value: the text that tells where a new item belongs, and categories"
+    )
+    vector: Annotated[list[FiniteFloat], Field(min_length=1)] | None = Field(
+        None, description="ready vector of a new item, where the tokenizer was fitted on such"
+    )
+
+
+class CatalogueItem(BaseModel):
+    """An item as the server has it."""
+
+    id: str | int
+    title: str
+    semantic_id: list[int]
+    available: bool = Field(description="whether it may be returned")
+    fields: dict[str, Any] = Field(description="column -> value")
+
+
+class ChangedItem(CatalogueItem):
+    """An item after a change, which is stored and holds for every request sent from now on."""
+
+    change: Literal["added", "restored", "updated", "removed"]
+
+
+class CatalogueItems(BaseModel):
+    """Some items of the catalogue."""
+
+    items: list[CatalogueItem]
+
+
+class Users(BaseModel):
+    """Users with stored events, those of the newest first."""
+
+    users: list[str]
+
+
+class UserHistory(BaseModel):
+    """What is stored of one user."""
+
+    user_id: str
+    items: list[CatalogueItem] = Field(description="newest items that the catalogue knows, oldest first")
 
 
 class BundleRequest(BaseModel):

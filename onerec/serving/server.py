@@ -13,12 +13,13 @@ def run_server(bundle_folder: Path, host: str, port: int, limits: Limits, histor
     """Serve a bundle until SIGTERM or SIGINT; requests in flight are answered first.
 
     Args:
-        histories: SQLite file of users' events, made where it does not exist.
+        histories: SQLite file of users' events and of the catalogue's changes, made where it does not exist.
 
     Raises:
         ConfigError: the packages of the extra `serve` are not installed.
         ArtifactError: the bundle is missing, damaged, or made of parts that do not belong together.
-        ServingError: the address cannot be listened on, or the histories cannot be kept.
+        ServingError: the address cannot be listened on, the histories cannot be kept, or the catalogue's changes do not
+            go with the bundle.
     """
     try:
         import uvicorn
@@ -32,13 +33,14 @@ def run_server(bundle_folder: Path, host: str, port: int, limits: Limits, histor
         ) from None
     from onerec.bundle import Bundle
     from onerec.serving.access import Keys
+    from onerec.serving.changes import SqliteChanges
     from onerec.serving.engine import Engine
     from onerec.serving.histories import SqliteHistories
 
     keys = Keys.from_environment()
     engine = Engine(Bundle.load(bundle_folder), limits)
     with _listen(host, port) as listener:
-        app = create_app(engine, SqliteHistories(histories), keys)
+        app = create_app(engine, SqliteHistories(histories), keys, SqliteChanges(histories))
         config = uvicorn.Config(app, timeout_graceful_shutdown=_SHUTDOWN_SECONDS)
         address = f"[{host}]" if ":" in host else host
         print(f"Serving {bundle_folder} at http://{address}:{listener.getsockname()[1]}/v1/recommend", flush=True)

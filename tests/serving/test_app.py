@@ -111,7 +111,12 @@ def test_the_exact_list_is_that_of_beams_as_wide_as_the_catalogue(client):
 
 def test_milliseconds_on_request(client):
     assert "milliseconds" not in recommend(client, history=[103])
-    assert set(recommend(client, history=[103], timings=True)["milliseconds"]) == {"encode", "search"}
+    assert set(recommend(client, history=[103], timings=True)["milliseconds"]) == {
+        "history",
+        "wait",
+        "encode",
+        "search",
+    }
 
 
 @pytest.mark.parametrize(

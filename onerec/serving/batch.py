@@ -1,0 +1,193 @@
+"""Recommendations for a whole table of users, part by part: a run that was killed goes on where it stopped.
+
+Parts lie beside the result until it is whole, under a note of what they were made from. They have the same users in
+every run, so that a run that was broken off gives what an unbroken one gives.
+"""
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from pydantic import Field, PositiveInt
+from tqdm import tqdm
+
+from onerec.bundle import Bundle
+from onerec.data.tables import USER
+from onerec.decoding.recommender import OneRecRecommender
+from onerec.errors import ConfigError, DataError
+from onerec.evaluation.recommender import NO_ITEM
+from onerec.serving.catalogue import Catalogue
+from onerec.serving.changes import ItemChange, SqliteChanges
+from onerec.serving.histories import SqliteHistories
+from tokenizer.artifacts import atomic_file, explained_os_errors, hash_file, hash_text, write_json
+from tokenizer.settings import Settings
+
+_HISTORY = "history"
+_NOTE = "run.json"
+
+
+class BatchSettings(Settings):
+    """What every user of a batch is answered."""
+
+    k: PositiveInt = Field(10, description="items for each user")
+    beams: PositiveInt | None = Field(None, description="prefixes kept in the search; the bundle's own number if null")
+    exclude_seen: bool = Field(True, description="leave out every item of the history")
+    max_history_items: PositiveInt = Field(10_000, description="newest stored events of a user that are looked at")
+    users_per_part: PositiveInt = Field(4_096, description="users after which the work is safe")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One run over a table of users."""
+
+    catalogue: Catalogue
+    recommender: OneRecRecommender
+    users: pl.LazyFrame
+    histories: SqliteHistories | None
+    settings: BatchSettings
+
+    def part(self, start: int) -> pl.DataFrame:
+        """Answers to the users from row `start` on, one row a user."""
+        users = self.users.slice(start, self.settings.users_per_part).collect()
+        found = [self._indices(items) for items in self._item_ids(users)]
+        histories = [history for history, _ in found]
+        ranking = self.recommender.recommend(histories, self.settings.k, self.settings.exclude_seen)
+        filled_BK = ranking.items_BK != NO_ITEM
+        ids = pl.Series(self.catalogue.ids, dtype=self.catalogue.items.schema["item_id"])
+        items = [ids.gather(row[filled]) for row, filled in zip(ranking.items_BK, filled_BK, strict=True)]
+        scores = [row[filled] for row, filled in zip(ranking.scores_BK, filled_BK, strict=True)]
+        return pl.DataFrame(
+            {
+                USER: users[USER],
+                "items": pl.Series(items, dtype=pl.List(ids.dtype)),
+                "scores": pl.Series(scores, dtype=pl.List(pl.Float32)),
+                "history_items_unknown": pl.Series([unknown for _, unknown in found], dtype=pl.UInt32),
+            }
+        )
+
+    def _item_ids(self, users: pl.DataFrame) -> Iterator[list[str]]:
+        if self.histories is None:
+            for items in users[_HISTORY].to_list():
+                yield [str(item) for item in items or ()]
+        else:
+            for user in users[USER].cast(pl.String):
+                yield self.histories.newest(user, self.settings.max_history_items)
+
+    def _indices(self, item_ids: list[str]) -> tuple[np.ndarray, int]:
+        """Those that the catalogue has, and how many it has not."""
+        indices = [index for item_id in item_ids if (index := self.catalogue.find(item_id)) is not None]
+        return np.asarray(indices, dtype=np.int64), len(item_ids) - len(indices)
+
+
+def run_batch(bundle_folder: Path, users: Path, out: Path, state: Path | None, settings: BatchSettings) -> int:
+    """Answer every row of `users` into `out`; the number of users.
+
+    Args:
+        users: Parquet file with `user_id` and, where their histories do not come from `state`, with `history`: lists
+            of item ids, oldest first.
+        out: Parquet file to write, one row a user in their order: `user_id`, `items`, `scores`,
+            `history_items_unknown`.
+        state: the server's SQLite file, for histories and for changes of the catalogue.
+
+    Raises:
+        ArtifactError: a damaged bundle, or a place that cannot be written.
+        ConfigError: fewer beams than items, or parts of another run beside `out`.
+        DataError: a table without users or without histories.
+    """
+    bundle = Bundle.load(bundle_folder)
+    changes = _read_changes(state)
+    catalogue, _ = Catalogue.of(bundle).adopt(changes)
+    table = _read_users(users, has_histories=state is not None)
+    stored = None if _HISTORY in table.collect_schema() else SqliteHistories(state)
+    batch = Batch(catalogue, _with_beams(catalogue.recommender, settings), table, stored, settings)
+    identity: dict[str, object] = {
+        "bundle": bundle.manifest.content_hash,
+        "users": hash_file(users),
+        "catalogue": hash_text(repr(changes)),
+        "settings": settings.model_dump(mode="json"),
+    }
+    parts = _open_parts(out.with_name(out.name + ".parts"), identity)
+    num_users = int(table.select(pl.len()).collect().item())
+    names = [_write_part(batch, parts, start) for start in _starts(num_users, settings)]
+    with atomic_file(out) as temporary:
+        pl.scan_parquet(names).sink_parquet(temporary)
+    shutil.rmtree(parts)
+    if stored is not None:
+        stored.close()
+    return num_users
+
+
+def _starts(num_users: int, settings: BatchSettings) -> Iterator[int]:
+    """First row of every part, under a progress bar."""
+    yield from tqdm(range(0, num_users, settings.users_per_part), desc="users", unit="part")
+
+
+def _write_part(batch: Batch, folder: Path, start: int) -> Path:
+    """The file of a part, made where an earlier run has not made it."""
+    path = folder / f"{start:012d}.parquet"
+    if not path.exists():
+        with atomic_file(path) as temporary:
+            batch.part(start).write_parquet(temporary)
+    return path
+
+
+def _read_changes(state: Path | None) -> list[ItemChange]:
+    if state is None:
+        return []
+    if not state.is_file():
+        raise DataError(f"{state}: found no such file, expected the server's SQLite file. Check --histories.")
+    store = SqliteChanges(state)
+    changes = store.read()
+    store.close()
+    return changes
+
+
+def _with_beams(recommender: OneRecRecommender, settings: BatchSettings) -> OneRecRecommender:
+    beams = settings.beams or max(recommender.num_beams, settings.k)
+    if beams < settings.k:
+        raise ConfigError(f"beams: found {beams} for k = {settings.k}, expected at least k. Raise beams, or lower k.")
+    chosen = copy.copy(recommender)
+    chosen.num_beams = beams
+    return chosen
+
+
+def _read_users(path: Path, has_histories: bool) -> pl.LazyFrame:
+    try:
+        table = pl.scan_parquet(path)
+        schema = table.collect_schema()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({error}).") from error
+    if USER not in schema:
+        raise DataError(f"{path}: found the columns {', '.join(schema.names())}, expected {USER!r}.")
+    if not has_histories and not isinstance(schema.get(_HISTORY), pl.List):
+        found = f"{_HISTORY!r} of type {schema[_HISTORY]}" if _HISTORY in schema else f"no {_HISTORY!r}"
+        raise DataError(
+            f"{path}: found {found}, expected a column {_HISTORY!r} with lists of item ids. Give it, or --histories."
+        )
+    if not table.select(pl.len()).collect().item():
+        raise DataError(f"{path}: found no user, expected one a row.")
+    return table
+
+
+def _open_parts(folder: Path, identity: dict[str, object]) -> Path:
+    """The folder of parts, made where it is not there yet.
+
+    Raises:
+        ConfigError: what lies there was made from something else.
+    """
+    note = folder / _NOTE
+    if not note.exists():
+        with explained_os_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_json(note, identity)
+    elif json.loads(note.read_text(encoding="utf-8")) != identity:
+        raise ConfigError(
+            f"{folder}: found parts of another run (bundle, users, catalogue or settings differ), expected none or "
+            "those of this one. Delete the folder to begin anew, or choose another --out."
+        )
+    return folder

@@ -1,0 +1,131 @@
+"""What has changed in the catalogue since the bundle was written, kept beside the server: one row an item."""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from onerec.errors import OverloadedError
+from onerec.serving.database import open_database
+from tokenizer.assignment import NewId
+
+FieldValue = str | int | float | bool | None
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS items (
+    arrival INTEGER PRIMARY KEY, item_id TEXT NOT NULL UNIQUE, fields TEXT NOT NULL, vector TEXT,
+    removed INTEGER NOT NULL, codes TEXT, bucket_rank INTEGER, table_hash TEXT
+);
+"""
+_COLUMNS = "item_id, fields, vector, removed, codes, bucket_rank, table_hash"
+_WRITE = f"""
+INSERT INTO items ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (item_id) DO UPDATE SET
+    fields = excluded.fields, vector = excluded.vector, removed = excluded.removed, codes = excluded.codes,
+    bucket_rank = excluded.bucket_rank, table_hash = excluded.table_hash
+"""
+_READ = f"SELECT {_COLUMNS} FROM items ORDER BY arrival"
+_READ_ONE = f"SELECT {_COLUMNS} FROM items WHERE item_id = ?"
+
+
+@dataclass(frozen=True)
+class ItemChange:
+    """All that is known of an item beyond the bundle.
+
+    Args:
+        fields: values by column that were put; those of the bundle stand where there are none.
+        vector: as it was put.
+        removed: it may not be returned any more; histories may still name it.
+        new_id: the semantic ID it was given, where the bundle of the time had none for it.
+        table_hash: content hash of the ID table beside which `new_id` was chosen.
+    """
+
+    item_id: str
+    fields: Mapping[str, FieldValue] = field(default_factory=dict)
+    vector: tuple[float, ...] | None = None
+    removed: bool = False
+    new_id: NewId | None = None
+    table_hash: str | None = None
+
+
+class ChangeStore(Protocol):
+    """Changes of the catalogue, safe to call from several threads."""
+
+    def write(self, changes: Sequence[ItemChange]) -> None:
+        """Store all of the changes or none, each in the place of its item's last; they survive from here on."""
+
+    def read(self) -> list[ItemChange]:
+        """Everything stored, in the order in which items first changed."""
+
+    def find(self, item_id: str) -> ItemChange | None:
+        """What is stored of one item."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+
+
+class SqliteChanges:
+    """Changes in an SQLite file, which may hold histories too; without a path in memory, gone with the process.
+
+    Raises:
+        ServingError: the file cannot be opened, or is no such database.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._lock = threading.Lock()
+        self._connection = open_database(path, _SCHEMA)
+
+    def write(self, changes: Sequence[ItemChange]) -> None:
+        """Store all of the changes or none.
+
+        Raises:
+            OverloadedError: they cannot be written now, such as to a full disk.
+        """
+        try:
+            with self._lock, self._connection:
+                self._connection.executemany(_WRITE, [_to_row(change) for change in changes])
+        except sqlite3.Error as error:
+            raise OverloadedError(f"item: the change could not be stored ({error}); nothing has changed.") from error
+
+    def read(self) -> list[ItemChange]:
+        """Everything stored, in the order in which items first changed."""
+        with self._lock:
+            return [_from_row(*row) for row in self._connection.execute(_READ).fetchall()]
+
+    def find(self, item_id: str) -> ItemChange | None:
+        """What is stored of one item."""
+        with self._lock:
+            row = self._connection.execute(_READ_ONE, (item_id,)).fetchone()
+        return None if row is None else _from_row(*row)
+
+    def close(self) -> None:
+        """Write back the log and close the file."""
+        with self._lock:
+            self._connection.close()
+
+
+def _to_row(change: ItemChange) -> tuple[str | int | None, ...]:
+    return (
+        change.item_id,
+        json.dumps(dict(change.fields)),
+        None if change.vector is None else json.dumps(change.vector),
+        int(change.removed),
+        None if change.new_id is None else json.dumps(change.new_id.codes),
+        None if change.new_id is None else change.new_id.bucket_rank,
+        change.table_hash,
+    )
+
+
+def _from_row(
+    item_id: str, fields: str, vector: str | None, removed: int, codes: str | None, rank: int, table_hash: str | None
+) -> ItemChange:
+    return ItemChange(
+        item_id,
+        json.loads(fields),
+        None if vector is None else tuple(json.loads(vector)),
+        bool(removed),
+        None if codes is None else NewId(tuple(json.loads(codes)), rank),
+        table_hash,
+    )

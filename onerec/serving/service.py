@@ -1,0 +1,251 @@
+"""What the routes work with: the engine, the stored state, the line before the model, and the counters."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from onerec.bundle import Bundle
+from onerec.errors import OneRecError, OverloadedError, ServingError, UnknownUserError
+from onerec.serving.batching import Batcher
+from onerec.serving.changes import ChangeStore, ItemChange
+from onerec.serving.engine import Engine, Query
+from onerec.serving.histories import HistoryStore, StoredEvent
+from onerec.serving.metrics import Metrics
+from onerec.serving.schema import (
+    BundleRequest,
+    CatalogueItem,
+    CatalogueItems,
+    ChangedItem,
+    EventsRequest,
+    EventsResponse,
+    ItemRequest,
+    Readiness,
+    RecommendBatchRequest,
+    RecommendBatchResponse,
+    RecommendRequest,
+    RecommendResponse,
+    UserHistory,
+    Users,
+)
+
+_Kind = Literal["added", "restored", "updated", "removed"]
+_Result = TypeVar("_Result")
+
+
+class UnknownItemError(ServingError):
+    """An item that the catalogue does not have."""
+
+
+class Service:
+    """Answers each route; the catalogue is what the bundle has and what is stored of its changes.
+
+    Raises:
+        ServingError: what is stored does not go with the bundle.
+    """
+
+    def __init__(self, engine: Engine, histories: HistoryStore, changes: ChangeStore) -> None:
+        self.engine, self.histories, self.changes, self.metrics = engine, histories, changes, Metrics()
+        self._batcher: Batcher | None = None
+        # One thread, so that changes of the catalogue follow each other, a swap of the bundle among them.
+        self._changer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="catalogue")
+        self._num_changing = 0
+        self._swapping = asyncio.Lock()
+        self._adopt_changes(engine)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Answer requests for as long as this lasts."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference") as executor:
+            self._batcher = Batcher(self._answer, executor, self.engine.limits)
+            self.metrics.waiting.set_function(lambda: self._batcher.num_waiting if self._batcher else 0)
+            task = asyncio.create_task(self._batcher.run())
+            yield
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        self._changer.shutdown()
+        self.histories.close()
+        self.changes.close()
+
+    async def recommend(self, request: RecommendRequest) -> RecommendResponse:
+        """Look up the history and stand in line.
+
+        An answer with an item that was taken out meanwhile is thrown away and the search done again: once a removal is
+        acknowledged, the item is in no answer.
+
+        Raises:
+            UnknownUserError, ServingError, OverloadedError: the request is refused.
+        """
+        assert self._batcher is not None
+        start = time.perf_counter()
+        stored: Sequence[str] = ()
+        if request.user_id is not None:
+            limit = self.engine.limits.max_history_items
+            stored = await asyncio.to_thread(self.histories.newest, str(request.user_id), limit)
+            if not stored:
+                raise UnknownUserError(
+                    f"user_id: nothing is stored of {request.user_id!r}. Post its events, or send a history."
+                )
+        looked_up = time.perf_counter()
+        response = await self._batcher.submit(self.engine.query(request, stored))
+        while self._is_outdated(response):
+            response = await self._batcher.submit(self.engine.query(request, stored))
+        if (milliseconds := response.milliseconds) is not None:
+            milliseconds.history = 1e3 * (looked_up - start)
+            total = 1e3 * (time.perf_counter() - looked_up)
+            milliseconds.wait = max(0.0, total - milliseconds.encode - milliseconds.search)
+        return response
+
+    async def recommend_batch(self, batch: RecommendBatchRequest) -> RecommendBatchResponse:
+        """All requests of a batch, which the line may answer together."""
+        most = self.engine.limits.max_batch_requests
+        if len(batch.requests) > most:
+            raise ServingError(f"requests: found {len(batch.requests)}, expected at most {most}.")
+        responses = list(await asyncio.gather(*map(self.recommend, batch.requests)))
+        while outdated := [place for place, response in enumerate(responses) if self._is_outdated(response)]:
+            for place in outdated:
+                responses[place] = await self.recommend(batch.requests[place])
+        return RecommendBatchResponse(responses=responses)
+
+    async def store(self, request: EventsRequest) -> EventsResponse:
+        """Append events to histories, all or none."""
+        most = self.engine.limits.max_events
+        if len(request.events) > most:
+            raise ServingError(f"events: found {len(request.events)}, expected at most {most}.")
+        self.engine.indices("events", [event.item_id for event in request.events])
+        now = time.time()
+        events = [
+            StoredEvent(str(event.user_id), str(event.item_id), now if event.timestamp is None else event.timestamp)
+            for event in request.events
+        ]
+        await asyncio.to_thread(self.histories.append, events)
+        self.metrics.events.inc(len(events))
+        return EventsResponse(stored=len(events))
+
+    async def put_item(self, item_id: str, request: ItemRequest) -> ChangedItem:
+        """Add an item, bring one back, or change what is known of it; stored when this returns.
+
+        Raises:
+            ServingError: the item cannot be placed or does not fit the catalogue.
+            OverloadedError: it cannot be stored now.
+        """
+        changed = await self._in_turn(self._put, item_id, request)
+        self.metrics.catalogue_changes.labels(changed.change).inc()
+        return changed
+
+    async def remove_item(self, item_id: str) -> ChangedItem:
+        """Take an item out, so that no answer has it from now on; stored when this returns.
+
+        Raises:
+            UnknownItemError: it was never here.
+            ServingError: it is the last one.
+            OverloadedError: the change cannot be stored now.
+        """
+        changed = await self._in_turn(self._remove, item_id)
+        self.metrics.catalogue_changes.labels(changed.change).inc()
+        return changed
+
+    def item(self, item_id: str) -> CatalogueItem:
+        """One item.
+
+        Raises:
+            UnknownItemError: it was never here.
+        """
+        catalogue = self.engine.catalogue
+        index = catalogue.find(item_id)
+        if index is None:
+            raise UnknownItemError(f"item {item_id!r}: not in the catalogue. Send an id of the catalogue.")
+        return catalogue.view(index)
+
+    async def search_items(self, text: str, limit: int) -> CatalogueItems:
+        """The item whose id is the text, then those whose title holds it."""
+        catalogue = self.engine.catalogue
+        found = await asyncio.to_thread(catalogue.search, text, limit)
+        return CatalogueItems(items=[catalogue.view(index) for index in found])
+
+    async def users(self, limit: int) -> Users:
+        """Users with stored events."""
+        return Users(users=await asyncio.to_thread(self.histories.users, limit))
+
+    async def history(self, user_id: str, limit: int) -> UserHistory:
+        """The newest items of a user, those passed over that the catalogue does not know; none is no error."""
+        stored = await asyncio.to_thread(self.histories.newest, user_id, limit)
+        catalogue = self.engine.catalogue
+        indices = [index for item_id in stored if (index := catalogue.find(item_id)) is not None]
+        return UserHistory(user_id=user_id, items=[catalogue.view(index) for index in indices])
+
+    async def swap_bundle(self, request: BundleRequest) -> Readiness:
+        """Load another bundle beside the one that serves, and serve it from then on.
+
+        Requests that are in line are still answered by the bundle that checked them. Items that joined the old one are
+        placed anew beside the new one's own.
+
+        Raises:
+            ServingError: the folder is no whole bundle, or another is being loaded; the old one serves on.
+        """
+        if self._swapping.locked():
+            raise ServingError("bundle: another one is being loaded. Wait for it.")
+        async with self._swapping:
+            try:
+                engine = await asyncio.to_thread(self._load_engine, Path(request.folder))
+                await self._in_turn(self._serve, engine)
+            except OneRecError as error:
+                raise ServingError(f"bundle: {error} The old one serves on.") from error
+        return self.engine.readiness()
+
+    def _load_engine(self, folder: Path) -> Engine:
+        """Takes seconds for a large catalogue, so it belongs in a thread of its own."""
+        return Engine(Bundle.load(folder), self.engine.limits)
+
+    def _is_outdated(self, response: RecommendResponse) -> bool:
+        return any(self.engine.catalogue.is_removed(str(item.id)) for item in response.items)
+
+    async def _in_turn(self, change: Callable[..., _Result], *arguments: Any) -> _Result:
+        if self._num_changing >= self.engine.limits.max_waiting:
+            raise OverloadedError(f"{self._num_changing} changes are waiting already, as many as may. Try again later.")
+        self._num_changing += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._changer, change, *arguments)
+        finally:
+            self._num_changing -= 1
+
+    def _serve(self, engine: Engine) -> None:
+        self._adopt_changes(engine)
+        self.engine = engine
+
+    def _adopt_changes(self, engine: Engine) -> None:
+        engine.catalogue, placed_anew = engine.catalogue.adopt(self.changes.read())
+        if placed_anew:
+            self.changes.write(placed_anew)
+
+    def _put(self, item_id: str, request: ItemRequest) -> ChangedItem:
+        catalogue, stored = self.engine.catalogue, self.changes.find(item_id) or ItemChange(item_id)
+        catalogue.require_fields(request.fields)
+        kind: _Kind = "updated" if catalogue.find(item_id) is not None else "added"
+        if catalogue.is_removed(item_id):
+            kind = "restored"
+        vector = stored.vector if request.vector is None else tuple(request.vector)
+        change = replace(stored, fields={**stored.fields, **request.fields}, vector=vector, removed=False)
+        return self._publish(catalogue.place(change), kind)
+
+    def _remove(self, item_id: str) -> ChangedItem:
+        self.item(item_id)
+        stored = self.changes.find(item_id) or ItemChange(item_id)
+        return self._publish(replace(stored, removed=True), "removed")
+
+    def _publish(self, change: ItemChange, kind: _Kind) -> ChangedItem:
+        """Make the next catalogue, store what makes it so, and only then answer from it."""
+        catalogue = self.engine.catalogue.change([change])
+        self.changes.write([change])
+        self.engine.catalogue = catalogue
+        index = catalogue.table.index_of(change.item_id)
+        return ChangedItem(change=kind, **catalogue.view(index).model_dump())
+
+    def _answer(self, queries: Sequence[Query]) -> list[RecommendResponse]:
+        self.metrics.batch_requests.observe(len(queries))
+        return queries[0].engine.answer(queries)

@@ -1,0 +1,66 @@
+"""Stored changes of the catalogue: the last one of each item, whole, there after a kill."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onerec.errors import OverloadedError
+from onerec.serving.changes import ItemChange, SqliteChanges
+from onerec.serving.histories import SqliteHistories, StoredEvent
+from tokenizer.assignment import NewId
+
+FULL = ItemChange(
+    "é/7", {"title": "Nová", "year": 1999, "rated": True, "genre": None}, (0.5, -1.0), False, NewId((3, 1), 2), "h"
+)
+
+
+def test_a_change_comes_back_as_it_was_and_the_last_one_counts() -> None:
+    store = SqliteChanges()
+    first, last = ItemChange("a", {"title": "A"}), ItemChange("a", {"title": "B"}, removed=True)
+    store.write([first, FULL])
+    store.write([last])
+    assert store.read() == [last, FULL]  # in the order of the first change
+    assert (store.find("a"), store.find("é/7"), store.find("nothing")) == (last, FULL, None)
+
+
+def test_changes_and_histories_share_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    histories, changes = SqliteHistories(path), SqliteChanges(path)
+    histories.append([StoredEvent("ann", "a", 1.0)])
+    changes.write([FULL])
+    histories.close()
+    changes.close()
+    assert SqliteHistories(path).newest("ann", 5) == ["a"]
+    assert SqliteChanges(path).read() == [FULL]
+
+
+def test_what_cannot_be_written_is_said_and_nothing_of_it_is_stored() -> None:
+    store = SqliteChanges()
+    with pytest.raises(OverloadedError, match="nothing has changed"):
+        store.write([FULL, ItemChange(None)])  # type: ignore[arg-type]
+    assert store.read() == []
+
+
+def test_what_was_acknowledged_is_there_after_a_kill(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from onerec.serving.changes import ItemChange, SqliteChanges\n"
+        "store = SqliteChanges(Path(sys.argv[1]))\n"
+        "for number in range(10_000):\n"
+        "    store.write([ItemChange(str(number), removed=number % 2 == 0)])\n"
+        "    print(number, flush=True)\n"
+    )
+    path = tmp_path / "state.sqlite"
+    process = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    acknowledged = [int(process.stdout.readline()) for _ in range(50)]
+    process.send_signal(signal.SIGKILL)
+    acknowledged += [int(line) for line in process.stdout.read().split()]
+    process.wait()
+    stored = SqliteChanges(path).read()
+    assert [int(change.item_id) for change in stored[: len(acknowledged)]] == acknowledged
+    assert all(change.removed == (int(change.item_id) % 2 == 0) for change in stored)
