@@ -3,6 +3,7 @@
 B users, n places of a slate, N items, K places of a ranking.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -39,20 +40,28 @@ def slate_values(world: World, state: UserState, slates_Bn: np.ndarray, objectiv
     return np.where(slates_Bn >= 0, getattr(world.chances(state, slates_Bn), objective.value), 0.0)
 
 
-def rank(world: World, state: UserState, k: int, objective: Objective) -> OracleRanking:
-    """The best `k` items for every user in this state.
+def rank(
+    world: World, state: UserState, k: int, objective: Objective, excluded: Sequence[np.ndarray] | None = None
+) -> OracleRanking:
+    """The best `k` items for every user in this state; -1 fills the end where fewer are allowed.
+
+    Args:
+        excluded: items that each user's ranking leaves out, one array a user; None leaves out nothing.
 
     Raises:
-        DataError: k larger than the catalogue.
+        DataError: k larger than the catalogue, or not one array of excluded items a user.
     """
     if k > world.catalogue.num_items:
         raise DataError(f"found k = {k}, expected at most the {world.catalogue.num_items} items of this world.")
     num_users = len(state.requests_B)
+    if excluded is not None and len(excluded) != num_users:
+        raise DataError(f"excluded: found {len(excluded)} arrays, expected one for each of {num_users} users.")
     block = max(1, _SCORES_AT_ONCE // world.catalogue.num_items)
-    rows = [
-        np.argsort(-_catalogue_values(world, take(state, slice(start, start + block)), objective), kind="stable")[:, :k]
-        for start in tqdm(range(0, num_users, block), desc="Oracle ranking", disable=num_users <= block)
-    ]
+    rows = []
+    for start in tqdm(range(0, num_users, block), desc="Oracle ranking", disable=num_users <= block):
+        part = slice(start, start + block)
+        values_BN = _catalogue_values(world, take(state, part), objective)
+        rows.append(_best(values_BN, k, excluded[part] if excluded is not None else ()))
     items_BK = np.concatenate(rows) if rows else np.zeros((0, k), np.int64)
     return OracleRanking(items_BK, slate_values(world, state, items_BK, objective))
 
@@ -61,6 +70,14 @@ def regret(world: World, state: UserState, slates_Bn: np.ndarray, objective: Obj
     """How much expected value (B,) each user's slate leaves to the best slate of as many different items."""
     best = rank(world, state, slates_Bn.shape[1], objective)
     return best.values_BK.sum(axis=1) - slate_values(world, state, slates_Bn, objective).sum(axis=1)
+
+
+def _best(values_BN: np.ndarray, k: int, excluded: Sequence[np.ndarray]) -> np.ndarray:
+    """The `k` items (B, K) of highest value in each row that its array of excluded ones leaves."""
+    for row, items in enumerate(excluded):
+        values_BN[row, items] = -np.inf
+    items_BK = np.argsort(-values_BN, axis=1, kind="stable")[:, :k]
+    return np.where(np.isneginf(np.take_along_axis(values_BN, items_BK, axis=1)), -1, items_BK)
 
 
 def _catalogue_values(world: World, state: UserState, objective: Objective) -> np.ndarray:

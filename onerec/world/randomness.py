@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     TIME = 7
     POLICY = 8
     OUTCOME = 9
+    SESSION = 10
 
 
 def fold(key: Any, counter: Any) -> np.ndarray:

@@ -106,7 +106,7 @@ def make_state(catalogue: Catalogue, users: Users, requests_B: np.ndarray, devia
     return UserState(users, requests_B, deviation_BF, weights_BF, taste_BD)
 
 
-def take(state: UserState, rows: slice) -> UserState:
+def take(state: UserState, rows: slice | np.ndarray) -> UserState:
     """The state of some of its users."""
     users = Users(**{name: value[rows] for name, value in vars(state.users).items()})
     return UserState(users, **{name: value[rows] for name, value in vars(state).items() if name != "users"})

@@ -78,3 +78,14 @@ def test_the_oracle_of_a_moment_is_not_the_oracle_of_another() -> None:
 def test_more_items_than_there_are_is_refused() -> None:
     with pytest.raises(DataError, match="at most the 150 items"):
         oracle.rank(WORLD, WORLD.users_at(np.array([0])), 151, Objective.CLICK)
+
+
+def test_what_is_excluded_is_left_out_and_the_rest_keeps_its_order() -> None:
+    state = WORLD.users_at(np.array([4, 8, 15]))
+    whole = oracle.rank(WORLD, state, 150, Objective.WATCH_SECONDS).items_BK
+    excluded = [whole[0, :3], np.array([], dtype=np.int64), whole[2, 2:]]
+    found = oracle.rank(WORLD, state, 4, Objective.WATCH_SECONDS, excluded)
+    np.testing.assert_array_equal(found.items_BK, [whole[0, 3:7], whole[1, :4], [*whole[2, :2], -1, -1]])
+    np.testing.assert_array_equal(found.values_BK[2, 2:], 0)
+    with pytest.raises(DataError, match="expected one for each of 3 users"):
+        oracle.rank(WORLD, state, 4, Objective.CLICK, excluded[:2])
