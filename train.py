@@ -1,8 +1,8 @@
 """Train OneRec: `python train.py --config configs/demo.yaml`, or the same under torchrun.
 
 Stages (`--stage`): data, tokenizer, pretrain, evaluate, bundle, report; the default runs all of them and keeps what is
-finished. `--stage align` tunes a pre-trained run with rewards (the align section of the config). Stop it at any moment:
-the same command goes on.
+finished. `--stage reward` trains a reward model on the feedback of the run's events, `--stage align` tunes the
+pre-trained model with rewards (the sections of these names). Stop it at any moment: the same command goes on.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from onerec.pipeline import STAGES, Pipeline
 from rl.settings import AlignedRunConfig
 from tokenizer.settings import load_settings
 
-ALIGN = "align"
+REWARD, ALIGN = "reward", "align"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="train.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML of the run, such as configs/demo.yaml")
-    parser.add_argument("--stage", choices=("all", *STAGES, ALIGN), default="all")
+    parser.add_argument("--stage", choices=("all", *STAGES, REWARD, ALIGN), default="all")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--fallback", type=Path, help="config to run instead where the data of --config cannot be had")
@@ -56,7 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(config: Path, arguments: argparse.Namespace) -> Pipeline:
     settings = load_settings(AlignedRunConfig, config, arguments.overrides)
     pipeline = Pipeline.open(settings.run_config(), arguments.runs)
-    if arguments.stage == ALIGN:
+    if arguments.stage == REWARD:
+        from rl.preference.stage import train_reward  # nobody else needs what it imports
+
+        if pipeline.processes.is_main_process:
+            train_reward(pipeline, settings.reward)
+    elif arguments.stage == ALIGN:
         from rl.stage import align  # nobody else needs what it imports
 
         align(pipeline, settings.align)

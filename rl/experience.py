@@ -25,7 +25,7 @@ from rl.rewards.format import format_advantages
 from rl.rollout import PromptBatch, Prompts, Rollout, roll_out
 from rl.settings import AlignSettings, LoggedFeedbackSettings
 
-ItemReward = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+ItemReward = Callable[[PromptBatch, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class ExperienceMaker:
 
     def _judge(self, prompts: PromptBatch, rollout: Rollout) -> tuple[Judged, Tensor]:
         items_BG = rollout.items_BG.masked_fill(~rollout.present_BG, -1).cpu().numpy()
-        rewards = self._reward(items_BG, rollout.scores_BG.cpu().numpy(), prompts.targets_B)
+        rewards = self._reward(prompts, items_BG, rollout.scores_BG.cpu().numpy())
         rewards_BG = torch.from_numpy(rewards).to(rollout.items_BG.device)
         advantages_BG, spread_B = group_advantages(rewards_BG, rollout.present_BG)
         targets_B = torch.from_numpy(prompts.targets_B).to(rollout.items_BG.device)

@@ -1,4 +1,4 @@
-"""The align section of a run's config."""
+"""The sections of a run's config that post-training reads: reward and align."""
 
 from pathlib import Path
 from typing import Literal
@@ -7,8 +7,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from onerec.config import RunConfig
 from rl.dpo import PreferenceSettings
+from rl.preference.settings import RewardModelSettings
 from rl.rewards.feedback import FeedbackSettings
 from rl.rewards.industrial import Rule
+from rl.rewards.preference import PreferenceRewardSettings
 from tokenizer.settings import Settings
 
 
@@ -31,6 +33,7 @@ class RewardSettings(Settings):
     base: float = Field(0.0, description="every item's reward, for rules that multiply")
     rank_weight: float = Field(1.0, ge=0, description="weight of the ranking reward on the prompt's target; 0: none")
     prefix_credit: float = Field(0.0, ge=0, le=1, description="ranking reward: credit for leading codes that are right")
+    preference: PreferenceRewardSettings | None = Field(None, description="what the reward model expects; null: none")
     rules: tuple[Rule, ...] = Field((), description="industrial rules, see rl/rewards/industrial.py")
 
 
@@ -121,10 +124,11 @@ class AlignSettings(Settings):
 
 
 class AlignedRunConfig(RunConfig):
-    """A run's config with the section that only alignment reads; the run itself does not depend on it."""
+    """A run's config with the sections that only post-training reads; the run itself does not depend on them."""
 
+    reward: RewardModelSettings = RewardModelSettings()
     align: AlignSettings = AlignSettings()
 
     def run_config(self) -> RunConfig:
-        """The config without that section, which is what the run's folder is bound to."""
-        return RunConfig.model_validate(self.model_dump(exclude={"align"}))
+        """The config without those sections, which is what the run's folder is bound to."""
+        return RunConfig.model_validate(self.model_dump(exclude={"reward", "align"}))

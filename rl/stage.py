@@ -30,7 +30,10 @@ from onerec.training.pretraining import load_pretrained, training_windows
 from rl.experience import ExperienceMaker
 from rl.monitor import Baseline, probe
 from rl.policy import Policy
+from rl.preference.artefact import KIND as REWARD_KIND
+from rl.preference.artefact import load_reward_model
 from rl.rewards.combined import ItemRewards
+from rl.rewards.preference import PreferenceReward, PreferenceRewardSettings
 from rl.rollout import Prompts
 from rl.settings import AlignSettings
 from rl.supervision import SupervisedWindows, kept_targets
@@ -51,6 +54,7 @@ from tokenizer.settings import dump_yaml, load_settings
 
 ARTIFACT_KIND = "align"
 _GOOD, _BOUND = "good", "align.yaml"
+_FROM = {"pretrain": "from another pre-training", "reward": "by another reward model"}
 
 
 @flushed_denormals()
@@ -108,12 +112,22 @@ class _Alignment:
         """The trainer, with everything it measures by."""
         settings, seed = self.settings, self.pipeline.config.seed
         args = training_arguments(settings, work, seed)
-        rewards = ItemRewards(settings.reward, self.pipeline.table.codes_NL, self.pipeline.data.items)
+        table, items = self.pipeline.table, self.pipeline.data.items
+        rewards = ItemRewards(settings.reward, table.codes_NL, items, self._preference())
         shard = (args.process_index, args.world_size)
         maker = ExperienceMaker(self.prompts, self.trie, rewards, settings, seed, *shard)
         windows = self._supervised_windows(*shard)
         policy = Policy(self.model, self.trie, settings)
         return AlignTrainer(policy, self.reference, maker, windows, settings, self._overseer(work), args)
+
+    def _preference(self) -> PreferenceReward | None:
+        """The reward model's judgement, where the config asks for it."""
+        wanted = self.settings.reward.preference
+        if wanted is None:
+            return None
+        model = load_reward_model(_reward_folder(self.pipeline, wanted), self.pipeline.table)
+        judge = model.to(self.pipeline.processes.device)
+        return PreferenceReward(judge, self.prompts.training, wanted.weights, "align.reward.preference.weights")
 
     def publish(self, good: Path, folder: Path, trainer: AlignTrainer) -> None:
         """Write a bundle to serve, then the artefact: weights, log, figures before and after, and the manifest."""
@@ -124,14 +138,15 @@ class _Alignment:
         before, after = self._evaluate(pretrained), self._evaluate(aligned)
         inputs = {
             "data": pipeline.data.manifest.content_hash,
-            "pretrain": read_manifest(pipeline.folder / "pretrain", PRETRAIN_KIND).content_hash,
             "table": pipeline.table.content_hash,
+            **_trained_inputs(pipeline, self.settings),
         }
         run = Run(
             pipeline.config.seed, after, trainer.state.log_history[-1]["train_runtime"] / 60, aligned.num_parameters()
         )
         results = pipeline.results_beside(run)
-        write_bundle(self._bundle, aligned, pipeline.table, pipeline.data, results, pipeline.config, inputs)
+        parts = (aligned, pipeline.table, pipeline.data, results, pipeline.config)
+        write_bundle(self._bundle, *parts, inputs, pipeline.folder / "tokenizer")
         step = json.loads((good / "step.json").read_text(encoding="utf-8"))["step"]
         details = {"step": step, "steps_trained": trainer.state.global_step, "stop_reason": trainer.stop_reason}
         with atomic_folder(folder) as temporary:
@@ -222,13 +237,27 @@ class _Alignment:
 def _require_finished(folder: Path, pipeline: Pipeline, settings: AlignSettings) -> None:
     """Refuse a finished artefact of other settings or of another pre-training."""
     manifest = read_manifest(folder, ARTIFACT_KIND)
-    _require_same(manifest.config_hash, settings, folder)
-    require_same_hash(
-        f"{folder}: it was aligned from another pre-training",
-        manifest.inputs["pretrain"],
-        read_manifest(pipeline.folder / "pretrain", PRETRAIN_KIND).content_hash,
-        "Delete the folder and align-checkpoints beside it, and align again.",
-    )
+    _require_same(hash_settings(load_settings(AlignSettings, folder / _BOUND)), settings, folder)
+    for name, expected in _trained_inputs(pipeline, settings).items():
+        require_same_hash(
+            f"{folder}: it was aligned {_FROM[name]}",
+            manifest.inputs[name],
+            expected,
+            "Delete the folder and align-checkpoints beside it, and align again.",
+        )
+
+
+def _trained_inputs(pipeline: Pipeline, settings: AlignSettings) -> dict[str, str]:
+    """Content hashes of the models that alignment reads: the pre-trained one, and the reward model where asked for."""
+    inputs = {"pretrain": read_manifest(pipeline.folder / "pretrain", PRETRAIN_KIND).content_hash}
+    wanted = settings.reward.preference
+    if wanted is not None:
+        inputs["reward"] = read_manifest(_reward_folder(pipeline, wanted), REWARD_KIND).content_hash
+    return inputs
+
+
+def _reward_folder(pipeline: Pipeline, wanted: PreferenceRewardSettings) -> Path:
+    return wanted.folder or pipeline.folder / "reward"
 
 
 def _bind(work: Path, settings: AlignSettings) -> None:

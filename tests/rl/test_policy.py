@@ -22,7 +22,7 @@ from rl.trainer import policy_loss
 NAN = float("nan")
 
 
-def rewards_of_index(items_BG: np.ndarray, scores_BG: np.ndarray, targets_B: np.ndarray) -> np.ndarray:
+def rewards_of_index(prompts: PromptBatch, items_BG: np.ndarray, scores_BG: np.ndarray) -> np.ndarray:
     return items_BG.astype(np.float32)
 
 

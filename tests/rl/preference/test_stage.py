@@ -1,0 +1,207 @@
+"""The reward stage through `train.main`, and alignment by what it leaves behind."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import train
+from onerec.data.prepared import PreparedData
+from rl.preference.artefact import load_reward_model
+from tokenizer.artifacts import read_manifest, write_manifest
+from tokenizer.table import SemanticIdTable
+
+CONFIG = """
+name: tiny
+data:
+  source: world
+  world: {num_users: 120, num_items: 100, num_events: 4800}
+tokenizer:
+  text: {weight: 0}
+  collaborative: {width: 16}
+  quantizer: {codes_per_level: [8, 8], iterations: 5}
+model: {d_model: 16, num_heads: 2, d_ff: 32, num_context_layers: 1, num_decoder_layers: 1, max_history_items: 8,
+  prefix_vectors: false, repeat_bias: false}
+training: {epochs: 2, evaluate_every_epochs: 2, max_positions_per_step: 512, learning_rate: 5.0e-3, warmup_steps: 2}
+decoding: {num_beams: 10}
+evaluation: {ks: [1, 10], bootstrap_samples: 2}
+reward:
+  towers: {pscore_weights: {like: 2}}
+  backbone: {width: 16, max_history_items: 10}
+  watch_time: {num_gaussians: 3}
+  epochs: 3
+  examples_per_step: 64
+  learning_rate: 5.0e-3
+align:
+  steps: 8
+  prompts_per_step: 32
+  learning_rate: 2.0e-3
+  warmup_steps: 0
+  rollout: {group_size: 8}
+  reward: {rank_weight: 0, preference: {weights: {watch_seconds: 1}}}
+  supervised: {weight: 0.1, max_positions_per_step: 256}
+  monitor: {every_steps: 4, max_metric_drop: 1, min_coverage_ratio: 0, min_legality_ratio: 0}
+"""
+TOWERS = ["click", "follow", "like", "skip", "watch_seconds"]
+
+
+def run_stage(folder: Path, stage: str, *overrides: str) -> int:
+    changes = [part for override in overrides for part in ("--set", override)]
+    return train.main(["--config", str(folder / "tiny.yaml"), "--runs", str(folder), "--stage", stage, *changes])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run up to its reward model; never changed by a test."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(CONFIG)
+    for stage in ("data", "tokenizer", "pretrain", "reward"):
+        assert run_stage(folder, stage) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(trained, tmp_path / "runs"))
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "tiny" / "reward" / "metrics.json").read_text())
+
+
+def test_the_report_has_every_tower_beside_its_rivals(trained: Path) -> None:
+    metrics = metrics_of(trained)
+    assert list(metrics["towers"]) == TOWERS  # neither the duration nor the propensity is a user's feedback
+    for name in ("click", "skip", "watch_seconds"):  # likes and follows are rare in so small a world
+        figures = metrics["towers"][name]
+        assert 0 < figures["auc"] < 1
+        assert 0 <= figures["calibration_error"] < 1
+        assert set(figures["gauc_of"]) == {"popularity", "matrix factorisation"}
+    assert metrics["towers"]["watch_seconds"]["watch_time"]["mae"] > 0
+    training = PreparedData.load(trained / "tiny" / "data").histories.training()
+    assert sum(metrics["events"].values()) == training.num_events  # the run's held-out events stay unseen
+    assert set(metrics["selection"]["beams"]) == set(metrics["selection"]["selected"])
+
+
+def test_the_artefact_belongs_to_its_data_and_catalogue(trained: Path) -> None:
+    folder = trained / "tiny"
+    table = SemanticIdTable.load(folder / "tokenizer")
+    manifest = read_manifest(folder / "reward", "reward")
+    assert manifest.inputs == {
+        "data": read_manifest(folder / "data", "data").content_hash,
+        "table": table.content_hash,
+    }
+    assert manifest.details == {"towers": TOWERS}
+    model = load_reward_model(folder / "reward", table)
+    weights = {signal.name: signal.pscore_weight for signal in model.signals}
+    assert weights == dict.fromkeys(TOWERS, 1.0) | {"like": 2.0}
+    assert model.feature_rows_NC.max() < model.features.num_embeddings
+
+
+def test_a_finished_model_is_kept_and_another_section_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "tiny" / "reward" / "model.safetensors").stat().st_mtime_ns
+    assert run_stage(run, "reward") == 0
+    assert (run / "tiny" / "reward" / "model.safetensors").stat().st_mtime_ns == before
+    assert run_stage(run, "reward", "reward.epochs=4") == 1
+    assert "holds a reward model of another reward section" in capsys.readouterr().err
+
+
+def test_a_model_of_other_data_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = run / "tiny" / "data"
+    likes = np.load(data / "events" / "feedback" / "like.npy")
+    np.save(data / "events" / "feedback" / "like.npy", 1 - likes)
+    manifest = read_manifest(data, "data", verify_files=False)
+    write_manifest(data, "data", manifest.inputs, manifest.config_hash, manifest.details)
+    assert run_stage(run, "reward") == 1
+    assert "it was trained on another data artefact: found hash" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("reward.towers={columns: [duration]}", "found no feedback column 'duration'"),
+        ("reward.towers={columns: []}", "found no feedback column that varies"),
+        ("reward.towers={pscore_weights: {liek: 1}}", "no tower 'liek'. Did you mean 'like'"),
+        ("reward.selection={weights: {clik: 1}}", "reward.selection.weights: no tower 'clik'. Did you mean 'click'"),
+        (
+            "reward.selection={weights: {click: .nan}}",
+            "reward.selection.weights.click: Input should be a finite number",
+        ),
+        ("reward.learning_rate=1e30", "expected numbers. Lower reward.learning_rate"),
+        ("reward.backbone={kind: mixer, num_tokens: 5}", "num_tokens: found 5, expected a divisor of width = 32"),
+        ("reward.tower=3", "unknown key 'reward.tower'. Did you mean"),
+    ],
+)
+def test_what_cannot_work_is_an_error(
+    run: Path, override: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(run / "tiny" / "reward")
+    assert run_stage(run, "reward", override) == 1
+    assert message in capsys.readouterr().err
+    assert not (run / "tiny" / "reward").exists()
+
+
+def test_a_constant_column_is_left_out_or_refused_where_named(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where only clicks are kept, a click says nothing."""
+    shutil.copy(trained / "tiny.yaml", tmp_path / "tiny.yaml")
+    clicks = ("data.min_feedback={click: 1}", "data.core.user_events=3")
+    for stage in ("data", "tokenizer"):
+        assert run_stage(tmp_path, stage, *clicks) == 0
+    assert run_stage(tmp_path, "reward", *clicks, "reward.towers={columns: [click, like]}") == 1
+    assert "found the value 1 everywhere in 'click'" in capsys.readouterr().err
+    assert run_stage(tmp_path, "reward", *clicks, "reward.towers={}") == 0
+    assert "no tower for click: the value 1 everywhere" in " ".join(capsys.readouterr().out.split())
+    assert "selection" not in metrics_of(tmp_path)  # there is no pre-trained model
+
+
+# ---- alignment by it ---------------------------------------------------------------------------------------------
+
+
+def test_alignment_raises_what_the_reward_model_expects(run: Path) -> None:
+    assert run_stage(run, "align", "align.steps=24", "align.rollout.kind=sample") == 0
+    log = json.loads((run / "tiny" / "align" / "log_history.json").read_text())
+    rewards = [line["reward"] for line in log if "reward" in line]
+    assert rewards[-1] > rewards[0] + 0.5  # seconds
+    manifest = read_manifest(run / "tiny" / "align", "align")
+    assert manifest.inputs["reward"] == read_manifest(run / "tiny" / "reward", "reward").content_hash
+
+
+def test_alignment_by_another_reward_model_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_stage(run, "align", "align.steps=4") == 0
+    shutil.rmtree(run / "tiny" / "reward")
+    assert run_stage(run, "reward", "reward.epochs=1") == 0
+    assert run_stage(run, "align", "align.steps=4") == 1
+    assert "it was aligned by another reward model: found hash" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("align.reward.preference.weights={watch: 1}", "align.reward.preference.weights: no tower 'watch'"),
+        ("align.reward.preference.weights={pscore: .inf}", "Input should be a finite number"),
+        ("align.reward.preference.weights={}", "should have at least 1 item"),
+        ("align.reward.preference.folder=nowhere", "nowhere: found no manifest.json, expected a finished 'reward'"),
+    ],
+)
+def test_a_preference_that_cannot_be_is_refused(
+    run: Path, override: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_stage(run, "align", override) == 1
+    assert message in capsys.readouterr().err
+    assert not (run / "tiny" / "align").exists()
+
+
+def test_a_reward_model_of_another_catalogue_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run / "tiny" / "reward"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"catalogue_hash": "another"}))
+    manifest = read_manifest(folder, "reward", verify_files=False)
+    write_manifest(folder, "reward", manifest.inputs, manifest.config_hash, manifest.details)
+    assert run_stage(run, "align") == 1
+    assert "it is a reward model of another catalogue: found hash another, expected" in capsys.readouterr().err
