@@ -96,7 +96,8 @@ def test_every_artefact_has_its_manifest(runs: Path) -> None:
     table_hash = manifests["tokenizer"].details["table_hash"]
     assert manifests["tokenizer"].inputs == {"data": data_hash}
     assert manifests["pretrain"].inputs == {"data": data_hash, "table": table_hash}
-    assert manifests["bundle"].inputs == {"data": data_hash, "pretrain": pretrain_hash, "table": table_hash}
+    expected = {"data": data_hash, "pretrain": pretrain_hash, "table": table_hash}
+    assert manifests["bundle"].inputs == {**expected, "tokenizer": manifests["tokenizer"].content_hash}
     for name in EVALUATED:
         assert read_manifest(folder / "evaluations" / name, "evaluation").inputs == {"data": data_hash}
     assert load_settings(RunConfig, folder / "config.yaml").name == "tiny"

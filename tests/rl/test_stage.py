@@ -157,7 +157,7 @@ def test_the_format_reward_alone_raises_legality(align, tmp_path: Path) -> None:
     format_only = ["align.format={group_size: 16, chosen: 5}", "align.objective.weight=0", "align.supervised.weight=0"]
     assert align(*format_only, "align.steps=16", "align.learning_rate=0.005") == 0
     legality = log_of(tmp_path, "legality")
-    assert legality[-1] > legality[0] + 0.05
+    assert 1 - legality[-1] < (1 - legality[0]) / 2  # prefix vectors leave little that is illegal to begin with
 
 
 def test_every_term_and_option_together(align, tmp_path: Path) -> None:
