@@ -17,13 +17,13 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from onerec.errors import OneRecError
 from onerec.model.onerec import OneRec
 from onerec.training.balancing import ExpertBalancer
-from onerec.training.checkpoints import STAGING, publish_checkpoint
+from onerec.training.checkpoints import StagedCheckpoints
 from onerec.training.processes import LONGEST_WAIT
 from rl.dpo import PreferenceLoss
 from rl.experience import ExperienceMaker
@@ -33,7 +33,6 @@ from rl.policy import Experience, Policy, PolicyOutput, surrogate
 from rl.settings import AlignSettings
 from rl.supervision import SupervisedWindows
 
-KEPT_CHECKPOINTS = 2
 _REFERENCE = "reference"
 
 
@@ -56,7 +55,7 @@ class Overseer:
     counts_N: np.ndarray
 
 
-class AlignTrainer(Trainer):
+class AlignTrainer(StagedCheckpoints):
     """Trains a policy on its own experience, watched by an overseer."""
 
     def __init__(
@@ -186,24 +185,9 @@ class AlignTrainer(Trainer):
         mixture = self._settings.objective.reference_mixture
         SyncRefModelCallback.sync_target_model(self._policy.model, self._reference, mixture)
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._checkpoint_root)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write the checkpoint aside and move it into place when every process has written its part."""
-        folder = self._checkpoint_root
-        self._checkpoint_root = folder / STAGING
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._checkpoint_root = folder
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            staged = folder / STAGING / f"checkpoint-{self.state.global_step}"
-            if self._settings.objective.reference_every_steps is not None:
-                self._reference.save_pretrained(staged / _REFERENCE)
-            publish_checkpoint(staged, folder, keep=KEPT_CHECKPOINTS)
-        self.accelerator.wait_for_everyone()
+    def _write_beside(self, staged: Path) -> None:
+        if self._settings.objective.reference_every_steps is not None and self.is_world_process_zero():
+            self._reference.save_pretrained(staged / _REFERENCE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

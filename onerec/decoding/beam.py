@@ -11,7 +11,7 @@ Candidates are compared by one integer key of (score, -place in the trie): no tw
 item that sorts first by its codes, then by its rank in the bucket, wins, on every device and in every batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -66,6 +66,9 @@ class Beams:
     alive_BW: Tensor  # bool
 
 
+Watch = Callable[[Beams, Tensor, Tensor], None]
+
+
 @torch.inference_mode()
 def beam_search(
     model: CodeModel,
@@ -74,6 +77,7 @@ def beam_search(
     num_beams: int,
     k: int,
     excluded: Sequence[np.ndarray] | None = None,
+    watch: Watch | None = None,
 ) -> BeamResult:
     """Find the `k` items of highest log-probability that a beam of `num_beams` prefixes a level reaches.
 
@@ -84,6 +88,7 @@ def beam_search(
         num_beams: prefixes kept a level.
         k: items to return, at most `num_beams`.
         excluded: item indices each request may not return, one array a request; None excludes nothing.
+        watch: is shown the beams of each level, their last codes (B, W) and their parents (B, W).
 
     Raises:
         ConfigError: `k` outside 1 to `num_beams`.
@@ -100,6 +105,8 @@ def beam_search(
     for level in range(trie.num_levels):
         log_probs_BWK = model.decode_step(codes_BW, level, context, cache)
         beams, codes_BW, parents_BW = advance_beams(beams, log_probs_BWK, trie, level, num_beams, exclusions)
+        if watch is not None:
+            watch(beams, codes_BW, parents_BW)
         if level < trie.num_levels - 1:
             cache.reorder(parents_BW)
     return collect_items(beams, trie, k)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from onerec.data.pathways import EventSource, History, events_of
-from onerec.decoding.beam import beam_search
+from onerec.decoding.beam import Watch, beam_search
 from onerec.decoding.exact import exact_search
 from onerec.decoding.trie import Trie
 from onerec.evaluation.recommender import Ranking
@@ -81,19 +81,25 @@ class OneRecRecommender:
         return self.model.encode(items_BS, lengths_B, self._prefix_vectors, pathways)
 
     def search(
-        self, context: Context, k: int, excluded: Sequence[np.ndarray] | None = None, num_beams: int | None = None
+        self,
+        context: Context,
+        k: int,
+        excluded: Sequence[np.ndarray] | None = None,
+        num_beams: int | None = None,
+        watch: Watch | None = None,
     ) -> Ranking:
         """Return the `k` items of highest probability for each request of an encoded batch.
 
         Args:
             excluded: item indices each request may not return, one array a request; None excludes nothing.
             num_beams: prefixes kept a level, where not the recommender's own number.
+            watch: is shown the beams of each level, see `beam_search`.
 
         Raises:
             ConfigError: `k` exceeds the number of beams.
             DataError: an excluded item outside the catalogue.
         """
-        result = beam_search(self.model, context, self.trie, num_beams or self.num_beams, k, excluded)
+        result = beam_search(self.model, context, self.trie, num_beams or self.num_beams, k, excluded, watch)
         return Ranking(result.items_BK.to("cpu", torch.int32).numpy(), result.scores_BK.cpu().numpy())
 
     def search_exactly(

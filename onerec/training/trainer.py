@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.tensorboard import SummaryWriter
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from onerec.data.batches import IGNORED_TARGET, TrainingWindows, bucketed_batches
@@ -30,15 +30,13 @@ from onerec.model.onerec import OneRec, OneRecOutput
 from onerec.model.precision import Precision, choose_precision
 from onerec.training.averaging import WeightCopy
 from onerec.training.balancing import ExpertBalancer
-from onerec.training.checkpoints import STAGING, publish_checkpoint
+from onerec.training.checkpoints import StagedCheckpoints
 from onerec.training.deepspeed import deepspeed_config
 from onerec.training.optimizers import build_optimizer, clip_gradients, schedule_arguments, use_sparse_gradients
 from onerec.training.processes import LONGEST_WAIT
 from onerec.training.recomputation import recompute_activations
 from onerec.training.settings import TrainingSettings
 from onerec.training.throughput import measure_matmul_gflops
-
-KEPT_CHECKPOINTS = 2
 
 
 class BatchPlan(Sampler[np.ndarray]):
@@ -84,7 +82,7 @@ class _Rows:
         return int(row)
 
 
-class OneRecTrainer(Trainer):
+class OneRecTrainer(StagedCheckpoints):
     """Trainer over `TrainingWindows`.
 
     Args:
@@ -220,24 +218,12 @@ class OneRecTrainer(Trainer):
         candidate.train(was_training)
         return {**metrics, "eval_seconds": self._step_clock.restart()}
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._checkpoint_root)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write the checkpoint aside and move it into place when every process has written its part."""
-        folder = self._checkpoint_root
-        self._checkpoint_root = folder / STAGING
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._checkpoint_root = folder
-        staged = folder / STAGING / f"checkpoint-{self.state.global_step}"
+    def _write_beside(self, staged: Path) -> None:
         if self._copy is not None:
             self._copy.save(staged)
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            publish_checkpoint(staged, folder, keep=KEPT_CHECKPOINTS)
-        self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
         self._step_clock.restart()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
