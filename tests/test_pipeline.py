@@ -24,7 +24,7 @@ from onerec.data.sources.world import load as load_world
 from onerec.errors import ArtifactError, ConfigError
 from onerec.model.onerec import OneRec
 from onerec.pipeline import STAGES, Pipeline
-from onerec.training import trainer
+from onerec.training import checkpoints
 from onerec.training.checkpoints import publish_checkpoint
 from onerec.world.settings import WorldSettings
 from tokenizer.artifacts import read_manifest
@@ -245,7 +245,7 @@ def test_a_disk_that_fills_up_in_training(
     for name in ("data", "tokenizer"):
         (tmp_path / "tiny" / name).symlink_to(runs / "tiny" / name)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "publish_checkpoint", fill_the_disk)
+        patch.setattr(checkpoints, "publish_checkpoint", fill_the_disk)
         assert run(stage="pretrain") == 1
     assert "checkpoints: the disk is full. Free some space and run again" in capsys.readouterr().err
     assert run(stage="pretrain") == 0
@@ -294,7 +294,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     long = ["training.epochs=2", "training.checkpoint_steps=1", "training.evaluate_every_epochs=2"]
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "publish_checkpoint", publish_and_interrupt)
+        patch.setattr(checkpoints, "publish_checkpoint", publish_and_interrupt)
         try:
             assert run(*long) == 130
         finally:
