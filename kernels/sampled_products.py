@@ -1,8 +1,8 @@
 """Inner products of chosen pairs of rows: each left row with some of the right ones.
 
 Gathering both rows of every pair moves what it multiplies many times over. torch's sampled matrix product reads the
-pairs from a sparse matrix instead: on one core of a CPU it took a twelfth of the time forward, a third with the
-gradients.
+pairs from a sparse matrix instead: on one core of a CPU it took a fifteenth of the time forward, a third with the
+gradients, and 3 ms for 48,000 pairs among a million right rows where it took 1 ms among ten thousand.
 
 Legend: R left rows, n right rows, D width, C pairs.
 """

@@ -1,6 +1,6 @@
 """The project's errors. The base lives with the lowest floor that raises them, the tokenizer."""
 
-from tokenizer.errors import ArtifactError, ConfigError, DataError, OneRecError
+from tokenizer.errors import ArtifactError, ConfigError, DataError, OneRecError, suggest_nearest
 
 __all__ = [
     "ArtifactError",
@@ -11,6 +11,7 @@ __all__ = [
     "OverloadedError",
     "ServingError",
     "UnknownUserError",
+    "suggest_nearest",
 ]
 
 

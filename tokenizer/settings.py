@@ -1,6 +1,5 @@
 """Typed settings read from one YAML file, with `--set a.b=c` overrides and unknown keys refused."""
 
-import difflib
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tokenizer.errors import ConfigError
+from tokenizer.errors import ConfigError, suggest_nearest
 
 
 class Settings(BaseModel):
@@ -91,9 +90,7 @@ def _explain(settings: type[BaseModel], problem: Any) -> str:
         return f"{location}: {message}{found}" if location else message + found
     *parents, key = problem["loc"]
     known = _known_keys(settings, parents)
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown key {location!r}.{hint} Known keys here: {', '.join(sorted(known))}."
+    return f"unknown key {location!r}.{suggest_nearest(str(key), known)} Known keys here: {', '.join(sorted(known))}."
 
 
 def _known_keys(settings: type[BaseModel], parents: Iterable[str | int]) -> list[str]:

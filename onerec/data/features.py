@@ -10,7 +10,6 @@ shares of the training events, those of time are powers of two of a second.
 Shapes: N items, F item features.
 """
 
-import difflib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from onerec.data.pathway_settings import CategorySpec, NumberSpec, PathwaySettin
 from onerec.data.prepared import PreparedData
 from onerec.data.schema import ResolvedSchema
 from onerec.data.tables import TIMESTAMP, USER
-from onerec.errors import ConfigError, DataError
+from onerec.errors import ConfigError, DataError, suggest_nearest
 
 MISSING_KEY = 0
 _LONGEST_SECONDS = 30  # as a power of two: edges of time reach 34 years
@@ -222,9 +221,7 @@ def _resolved(key: str, features: Sequence[str] | str, automatic: list[str], kno
 def _require(key: str, names: Sequence[str], known: list[str]) -> None:
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
                 f"model.pathways.{key}: found {name!r}, expected a column of the schema "
-                f"({', '.join(known) or 'none'}).{hint}"
+                f"({', '.join(known) or 'none'}).{suggest_nearest(name, known)}"
             )

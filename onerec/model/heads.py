@@ -1,7 +1,6 @@
 """Output heads: one over the codes of each level, and an optional one over all items.
 
-Shapes: M rows, L levels, K codes of a level, D width, N items, S history length in
-items.
+Shapes: M rows, L levels, K codes of a level, D width, N items, S history length in items.
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ Departures from the report:
    are options, with departures of their own (`onerec.model.pathways`, `onerec.data.pathways`).
 2. With a causal or a lazy context every history position is a target in one pass; the report trains one a sample.
 3. By option, BOS carries the newest context state, and codes' logits look up the items below them (`prefixes`) and
-   those that the history holds (`repeats`). None of it depends on the size of the catalogue in decoding.
+   those that the history holds (`repeats`). What decoding reads of the catalogue follows its branching.
 4. An auxiliary softmax over all items may train the context beside the codes, and be a teacher of soft targets to
    the code heads; it is never part of decoding.
 

@@ -4,14 +4,13 @@ What is left out counts as missing: an event without a timestamp or without a fe
 Without its feedback no event is a positive one.
 """
 
-import difflib
 from collections.abc import Iterable
 
 import numpy as np
 
 from onerec.data.pathway_settings import PathwaySpec
 from onerec.data.pathways import History, UserEvents
-from onerec.errors import DataError, ServingError
+from onerec.errors import DataError, ServingError, suggest_nearest
 from onerec.serving.schema import RecommendRequest
 
 
@@ -48,8 +47,7 @@ def known_history(items: np.ndarray, request: RecommendRequest, spec: PathwaySpe
 def _require(key: str, names: Iterable[str], columns: set[str]) -> None:
     for name in names:
         if name not in columns:
-            near = difflib.get_close_matches(name, columns, n=1, cutoff=0.0)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ServingError(
-                f"{key}: found {name!r}, expected what is read ({', '.join(sorted(columns)) or 'nothing'}).{hint}"
+                f"{key}: found {name!r}, expected what is read ({', '.join(sorted(columns)) or 'nothing'})."
+                f"{suggest_nearest(name, columns)}"
             )

@@ -8,7 +8,6 @@ Every column has one yes-or-no question, so that the towers are one family and t
 Shapes: N events, T towers.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,7 +15,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from onerec.data.settings import FeedbackKind
-from onerec.errors import ConfigError, DataError
+from onerec.errors import ConfigError, DataError, suggest_nearest
 from rl.preference.settings import FeedbackTowerSettings
 
 CHOSEN = "chosen"
@@ -96,8 +95,7 @@ def require_known(key: str, names: Sequence[str] | Mapping[str, object], known: 
     """
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ConfigError(f"{key}: no tower {name!r}. Did you mean {near[0]!r}? Towers: {', '.join(known)}.")
+            raise ConfigError(f"{key}: no tower {name!r}.{suggest_nearest(name, known)} Towers: {', '.join(known)}.")
 
 
 def feedback_values(signals: Sequence[Signal], feedback: Mapping[str, np.ndarray], num_events: int) -> np.ndarray:

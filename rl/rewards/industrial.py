@@ -9,7 +9,6 @@ more attractive.
 Shapes: B requests, G samples of a request, N items.
 """
 
-import difflib
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -17,7 +16,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field, PositiveFloat
 
-from onerec.errors import ConfigError
+from onerec.errors import ConfigError, suggest_nearest
 from tokenizer.settings import Settings
 
 Value = str | int | float | bool
@@ -136,10 +135,9 @@ def _facts_of(rule: Rule, items: pl.DataFrame) -> np.ndarray:
 
 def _find_column(rule: Rule, items: pl.DataFrame) -> pl.Series:
     if rule.column not in items.columns:
-        near = difflib.get_close_matches(rule.column, items.columns, n=1, cutoff=0.0)
         raise ConfigError(
-            f"rule {rule.kind}: the items table has no column {rule.column!r}. Did you mean {near[0]!r}? "
-            f"Columns: {', '.join(items.columns)}."
+            f"rule {rule.kind}: the items table has no column {rule.column!r}."
+            f"{suggest_nearest(rule.column, items.columns)} Columns: {', '.join(items.columns)}."
         )
     return items[rule.column]
 
@@ -148,8 +146,7 @@ def _require_values(rule: ShareCap | Boost | Forbidden, column: pl.Series) -> No
     known = column.unique().drop_nulls().to_list()
     for value in rule.values:
         if value not in known:
-            near = difflib.get_close_matches(str(value), list(map(str, known)), n=1, cutoff=0.0)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = suggest_nearest(str(value), map(str, known))
             raise ConfigError(f"rule {rule.kind}: no item has {value!r} in column {rule.column!r}.{hint}")
 
 

@@ -1,11 +1,10 @@
 """One file per public set, plus one's own Parquet tables: each module lists its sources in a tuple `SOURCES`."""
 
-import difflib
 import importlib
 import pkgutil
 
 from onerec.data.tables import Source
-from onerec.errors import ConfigError
+from onerec.errors import ConfigError, suggest_nearest
 
 
 def available_sources() -> dict[str, Source]:
@@ -22,7 +21,6 @@ def find_source(name: str) -> Source:
     """
     sources = available_sources()
     if name not in sources:
-        near = difflib.get_close_matches(name, sources, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = suggest_nearest(name, sources, cutoff=0.6)
         raise ConfigError(f"data.source: found {name!r}, expected one of {', '.join(sorted(sources))}.{hint}")
     return sources[name]

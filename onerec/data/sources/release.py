@@ -1,6 +1,5 @@
 """Public releases: where a set is published, on what terms, and how its files are found or fetched."""
 
-import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from onerec.data.settings import DataSettings
 from onerec.data.sources.download import RemoteFile, cache_folder, download, verify_checksum
 from onerec.data.sources.reading import matching_files
 from onerec.data.tables import Part, Provenance
-from onerec.errors import ConfigError
+from onerec.errors import ConfigError, suggest_nearest
 from tokenizer.artifacts import hash_file
 
 
@@ -74,8 +73,7 @@ def choose_variant(source: str, variants: tuple[str, ...], chosen: str | None, d
     variant = chosen or default
     if variant in variants:
         return variant
-    near = difflib.get_close_matches(variant or "", variants, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = suggest_nearest(variant or "", variants, cutoff=0.6)
     raise ConfigError(f"data.variant of {source}: found {variant!r}, expected one of {', '.join(variants)}.{hint}")
 
 
