@@ -180,7 +180,7 @@ class Pipeline:
 
     def evaluate(self) -> None:
         """Evaluate the model and the baselines on validation and test, training those baselines that need it."""
-        self._evaluate_once("onerec", lambda: self._recommender(self.model), self._pretraining_minutes)
+        self._evaluate_once("onerec", lambda: self.recommender(self.model), self._pretraining_minutes)
         for name, fit in self._baselines().items():
             self._evaluate_once(name, fit)
 
@@ -209,7 +209,7 @@ class Pipeline:
             results=results,
             training_log=json.loads((self.folder / "pretrain" / "log_history.json").read_text(encoding="utf-8")),
             tokenizer_report=json.loads((self.folder / "tokenizer" / "report.json").read_text(encoding="utf-8")),
-            examples=choose_examples(self._recommender(self.model), self.data, evaluations[protocol], titles),
+            examples=choose_examples(self.recommender(self.model), self.data, evaluations[protocol], titles),
             config_yaml=dump_yaml(self.config),
             versions={**package_versions(), "code": code_revision(), "ID table": self.table.content_hash},
         )
@@ -277,10 +277,11 @@ class Pipeline:
                 "bootstrap_samples": 1,
             }
         )
-        evaluations = evaluate(self._recommender(model), self.data, Split.VALIDATION, settings, show_progress=False)
+        evaluations = evaluate(self.recommender(model), self.data, Split.VALIDATION, settings, show_progress=False)
         return evaluations["validation"].metrics
 
-    def _recommender(self, model: OneRec) -> OneRecRecommender:
+    def recommender(self, model: OneRec) -> OneRecRecommender:
+        """A model of this run as it is evaluated: its beams and precision, and the events that its pathways read."""
         num_beams = max(self.config.decoding.num_beams, self.config.evaluation.list_length)
         pathways, source = model.encoder.pathways, None
         if pathways is not None:

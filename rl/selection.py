@@ -11,7 +11,7 @@ import numpy as np
 from onerec.data.histories import Split
 from onerec.evaluation.evaluator import EvaluationData, select_targets
 from onerec.evaluation.metrics import mean_metrics, ranks_of_targets
-from onerec.evaluation.recommender import NO_ITEM, Ranking, Recommender
+from onerec.evaluation.recommender import NO_ITEM, Ranking, Recommender, requests_before
 from onerec.evaluation.settings import EvaluationSettings
 
 Judge = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -50,7 +50,8 @@ def measure_selection(
     ranks: dict[str, list[np.ndarray]] = {"beams": [], "selected": []}
     for first in range(0, len(targets.rows_R), settings.batch_size):
         rows = targets.rows_R[first : first + settings.batch_size]
-        generated = recommender.recommend([histories.before(int(row)) for row in rows], num_beams, exclude_seen=True)
+        requests = requests_before(recommender, histories, rows)
+        generated = recommender.recommend(requests, num_beams, exclude_seen=True)
         selected = rerank(generated, judge(rows, generated.items_BK), share)
         wanted = targets.items_R[first : first + settings.batch_size]
         for name, ranking in (("beams", generated), ("selected", selected)):

@@ -124,7 +124,7 @@ def test_the_bundle_recommends_what_was_evaluated(runs: Path, config: Path) -> N
     bundle = Bundle.load(runs / "tiny" / "bundle")
     histories = pipeline.data.histories
     before = [histories.before(int(row)) for row in histories.targets(Split.TEST)[:20]]
-    expected = pipeline._recommender(pipeline.model).recommend(before, 10, exclude_seen=True)
+    expected = pipeline.recommender(pipeline.model).recommend(before, 10, exclude_seen=True)
     found = bundle.recommender(num_beams=10).recommend(before, 10, exclude_seen=True)
     np.testing.assert_array_equal(found.items_BK, expected.items_BK)
     np.testing.assert_array_equal(found.scores_BK, expected.scores_BK)

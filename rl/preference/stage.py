@@ -11,9 +11,7 @@ from typing import Any
 from transformers.trainer_utils import set_seed
 
 from kernels.denormals import flushed_denormals
-from onerec.bundle import build_trie
 from onerec.data.histories import Histories
-from onerec.decoding.recommender import OneRecRecommender
 from onerec.errors import ConfigError
 from onerec.pipeline import Pipeline
 from onerec.training.pretraining import load_pretrained
@@ -135,13 +133,11 @@ def _report(
 def _selection(
     pipeline: Pipeline, model: PreferenceModel, pretrained: Path, settings: RewardModelSettings
 ) -> dict[str, Any]:
-    config, device = pipeline.config, pipeline.processes.device
-    num_beams = max(config.decoding.num_beams, config.evaluation.list_length)
-    generator = load_pretrained(pretrained, pipeline.table).to(device)
-    recommender = OneRecRecommender(generator, build_trie(pipeline.table), num_beams, config.decoding.precision)
-    selection = settings.selection
+    generator = load_pretrained(pretrained, pipeline.table).to(pipeline.processes.device)
+    recommender, selection = pipeline.recommender(generator), settings.selection
     judge = PreferenceReward(model, pipeline.data.histories, selection.weights, "reward.selection.weights")
-    figures = measure_selection(recommender, judge, pipeline.data, config.evaluation, num_beams, selection.share)
+    evaluation, num_beams = pipeline.config.evaluation, recommender.num_beams
+    figures = measure_selection(recommender, judge, pipeline.data, evaluation, num_beams, selection.share)
     return {"weights": selection.weights, **figures}
 
 
