@@ -1,7 +1,7 @@
 """Plain PyTorch references that every fast path must equal.
 
 Legend: N rows, D width, K codes a level, L levels; B batch, H heads, Q queries, S keys, d head width; T rows, E groups,
-F outer width.
+F outer width; W beams, V kept beams.
 """
 
 from collections.abc import Sequence
@@ -86,3 +86,52 @@ def sampled_products(
     """Products (C,) in float32 of each of R left rows with the `counts_R` right rows that `columns_C` names for it."""
     rows_C = torch.repeat_interleave(counts_R)
     return (left_RD.float()[rows_C] * right_nD.float()[columns_C]).sum(dim=-1)
+
+
+def trie_top_k(
+    logits_BWK: torch.Tensor,
+    scores_BW: torch.Tensor,
+    begins_BW: torch.Tensor,
+    ends_BW: torch.Tensor,
+    codes: torch.Tensor,
+    dead: torch.Tensor | None,
+    num_kept: int,
+) -> list[list[tuple[float, int, int]]]:
+    """The best continuations of each request as (score, node, beam), of equal scores the lowest node first.
+
+    A beam's children are the nodes from its begin up to its end, `codes` their codes; a continuation's score is the
+    beam's and the log-softmax of its code over all K. `dead` (B, nodes) marks nodes that may not be entered.
+    """
+    steps_BWK = logits_BWK.float().log_softmax(dim=-1)
+    best = []
+    for b, beams in enumerate(zip(begins_BW.tolist(), ends_BW.tolist(), strict=True)):
+        found = []
+        for beam, (begin, end) in enumerate(zip(*beams, strict=True)):
+            for node in range(begin, end):
+                if dead is None or not dead[b, node]:
+                    score = scores_BW[b, beam] + steps_BWK[b, beam, codes[node].long()]
+                    found.append((score.item(), node, beam))
+        best.append(sorted(found, key=lambda one: (-one[0], one[1]))[:num_kept])
+    return best
+
+
+def jagged_attention(
+    queries_THd: torch.Tensor,
+    keys_THd: torch.Tensor,
+    values_THd: torch.Tensor,
+    offsets: torch.Tensor,
+    form: str,
+    bias_of_sequence: Sequence[torch.Tensor],
+    scale: float,
+) -> torch.Tensor:
+    """What `kernels.jagged_attention.attend_jagged` computes, one query at a time, with a full table of biases."""
+    rows = []
+    for bias_SS, begin, end in zip(bias_of_sequence, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        for place in range(end - begin):
+            seen = slice(begin, begin + place + 1)
+            scores_HS = torch.einsum("hd,shd->hs", queries_THd[begin + place], keys_THd[seen]) * scale
+            scores_HS = scores_HS + bias_SS[place, : place + 1]
+            softmax = form == "softmax"
+            weights_HS = scores_HS.softmax(dim=1) if softmax else scores_HS * scores_HS.sigmoid() / (place + 1)
+            rows.append(torch.einsum("hs,shd->hd", weights_HS, values_THd[seen]))
+    return torch.stack(rows)
