@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OneRecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the last finished tokenizer is whole. Run the same command again.", file=sys.stderr)
+        return 130
     return 0
 
 

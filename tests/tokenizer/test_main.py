@@ -50,16 +50,26 @@ def test_fit_assign_report(run_folder: Path, items: pl.DataFrame, capsys: pytest
     assert "123 items" in capsys.readouterr().out
 
 
-def test_validation_and_test_events_change_nothing(run_folder: Path) -> None:
-    """A marker in the test period: other items, same training events, same artefact."""
-    assert _fit(run_folder) == 0
+@pytest.mark.parametrize("sources", ["plain", "behaviour"])
+def test_validation_and_test_events_change_nothing(run_folder: Path, sources: str) -> None:
+    """A marker in the test period: other items, same training events, same artefact; in the training period, not."""
+    training = "{steps: 3, batch_size: 8, caption_items: 4, caption_words: 4}"
+    behaviour = f"tokenizer.behaviour={{weight: 1, num_layers: 1, width: 8, num_heads: 2, training: {training}}}"
+    texts = "tokenizer.text={weight: 0, columns: [item_id], cache_folder: ''}"  # nothing is taken up from a cache
+    overrides = ["--set", behaviour, "--set", texts] if sources == "behaviour" else []
+    assert _fit(run_folder, *overrides) == 0
     path = run_folder / "data/events/items.npy"
     changed = np.load(path)
     changed[4::6], changed[5::6] = 7, 99
     np.save(path, changed)
-    assert _fit(run_folder, out="tok2") == 0
-    first, second = (read_manifest(run_folder / name, "tokenizer").files for name in ("tok", "tok2"))
+    assert _fit(run_folder, *overrides, out="tok2") == 0
+    changed[3::6] = 7
+    np.save(path, changed)
+    assert _fit(run_folder, *overrides, out="tok3") == 0
+    first, second, third = (read_manifest(run_folder / name, "tokenizer").files for name in ("tok", "tok2", "tok3"))
     assert first == second
+    fitted = ["vectors.npy", *(["qformer.safetensors"] if sources == "behaviour" else [])]
+    assert [name for name in fitted if first[name] == third[name]] == []
 
 
 @pytest.mark.parametrize(
@@ -73,6 +83,8 @@ def test_validation_and_test_events_change_nothing(run_folder: Path) -> None:
         ("tokenizer: {quantizer: {codes_per_level: [8, 1]}}", [], "at least 2 codes"),
         ("tokenizer: {text: {weight: 0}, collaborative: {weight: 0}}", [], "every source of vectors has weight 0"),
         ("tokenizer: {given: {weight: 1}}", [], "given.source is empty"),
+        ("tokenizer: {behaviour: {width: 10}}", [], "width 10 is not divisible by num_heads 4"),
+        ("tokenizer: {behaviour: {swing: {alfa: 2}}}", [], "Did you mean 'alpha'"),
     ],
 )
 def test_bad_config(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from kernels.reference import assign_residual
+from kernels.residual_codes import assign_residual
 from tokenizer.errors import ArtifactError, DataError
 from tokenizer.quantizers.networks import Autoencoder
 
@@ -59,7 +59,7 @@ class ResidualQuantizer:
         """Nearest codes of every vector, int32 (N, L), streamed."""
         codes_NL = np.empty((len(vectors_ND), len(self.codebooks)), dtype=np.int32)
         for rows in iterate_chunks(len(vectors_ND), self.chunk_rows, "codes"):
-            codes_NL[rows] = assign_residual(self.latents(vectors_ND[rows]), self.codebooks)[0].numpy()
+            codes_NL[rows] = assign_residual(self.latents(vectors_ND[rows]), self.codebooks)[0].cpu().numpy()
         return codes_NL
 
     def reconstruct(self, codes_NL: np.ndarray) -> np.ndarray:
