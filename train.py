@@ -2,7 +2,9 @@
 
 Stages (`--stage`): data, tokenizer, pretrain, evaluate, bundle, report; the default runs all of them and keeps what is
 finished. `--stage reward` trains a reward model on the feedback of the run's events, `--stage align` tunes the
-pre-trained model with rewards (the sections of these names). Stop it at any moment: the same command goes on.
+pre-trained model with rewards, `--stage stream` trains on the log day by day, each evaluated before it is trained on,
+`--stage scaling` trains a ladder of sizes and fits a scaling law (the sections of these names). Stop it at any moment:
+the same command goes on.
 """
 
 import argparse
@@ -11,12 +13,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kernels.memory import keep_freed_memory
+from onerec.config import RunConfig
 from onerec.errors import DataUnavailableError, OneRecError
 from onerec.pipeline import STAGES, Pipeline
+from onerec.scaling.settings import ScalingSettings
+from onerec.streaming.settings import StreamSettings
 from rl.settings import AlignedRunConfig
 from tokenizer.settings import load_settings
 
-REWARD, ALIGN = "reward", "align"
+REWARD, ALIGN, STREAM, SCALING = "reward", "align", "stream", "scaling"
+
+
+class TrainConfig(AlignedRunConfig):
+    """A run's config with the sections of all further stages; the run itself does not depend on them."""
+
+    stream: StreamSettings = StreamSettings()
+    scaling: ScalingSettings = ScalingSettings()
+
+    def run_config(self) -> RunConfig:
+        """The config without those sections, which is what the run's folder is bound to."""
+        return RunConfig.model_validate(self.model_dump(include=set(RunConfig.model_fields)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="train.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML of the run, such as configs/demo.yaml")
-    parser.add_argument("--stage", choices=("all", *STAGES, REWARD, ALIGN), default="all")
+    parser.add_argument("--stage", choices=("all", *STAGES, REWARD, ALIGN, STREAM, SCALING), default="all")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--fallback", type=Path, help="config to run instead where the data of --config cannot be had")
@@ -54,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: Path, arguments: argparse.Namespace) -> Pipeline:
-    settings = load_settings(AlignedRunConfig, config, arguments.overrides)
+    settings = load_settings(TrainConfig, config, arguments.overrides)
     pipeline = Pipeline.open(settings.run_config(), arguments.runs)
     if arguments.stage == REWARD:
         from rl.preference.stage import train_reward  # nobody else needs what it imports
@@ -65,6 +81,14 @@ def _run(config: Path, arguments: argparse.Namespace) -> Pipeline:
         from rl.stage import align  # nobody else needs what it imports
 
         align(pipeline, settings.align)
+    elif arguments.stage == STREAM:
+        from onerec.streaming.stage import stream  # nobody else needs what it imports
+
+        stream(pipeline, settings.stream)
+    elif arguments.stage == SCALING:
+        from onerec.scaling.stage import scale  # nobody else needs what it imports
+
+        scale(pipeline, settings.scaling)
     else:
         pipeline.run(arguments.stage)
     return pipeline

@@ -1,4 +1,4 @@
-"""Requests a second against transformers' generate: `python -m benchmarks.decoding [--json PATH] [--quick]`.
+"""Speed against transformers' generate: `python -m benchmarks.decoding [--quick] [--beams N] [--json PATH]`.
 
 Both decode the same random histories of 20 items over the same catalogue (three levels of 256 codes and a suffix), in
 layers of TIGER's shape: 4 + 4 layers, width 128, 6 heads of 64, feed-forward 1024. Weights are random: time does not
@@ -42,6 +42,7 @@ from onerec.model.configuration import OneRecConfig
 from onerec.model.flops import decoding_flops
 from onerec.model.onerec import OneRec
 from onerec.model.precision import Precision, choose_precision
+from onerec.model.prefixes import PrefixVectors
 from onerec.training.pretraining import build_model
 from onerec.training.throughput import measure_matmul_gflops
 from tokenizer.table import SemanticIdTable
@@ -85,6 +86,7 @@ class Onerec:
     def __init__(self, table: SemanticIdTable, precision: Precision) -> None:
         torch.manual_seed(0)
         self.model = build_model(ONEREC_SHAPE, table).eval().for_decoding(precision)
+        self._prefix_vectors = self._pool_prefix_vectors()  # once a model, as `Recommender` does
         self.trie = Trie.from_table(table.codes_NL, table.codes_per_level)
 
     @torch.inference_mode()
@@ -111,7 +113,12 @@ class Onerec:
         return decoding_flops(config, NUM_HISTORY_ITEMS + 1, beams_per_level)
 
     def _encode(self, histories_BS: np.ndarray) -> Any:
-        return self.model.encode(torch.from_numpy(histories_BS), torch.full((len(histories_BS),), NUM_HISTORY_ITEMS))
+        lengths_B = torch.full((len(histories_BS),), NUM_HISTORY_ITEMS)
+        return self.model.encode(torch.from_numpy(histories_BS), lengths_B, self._prefix_vectors)
+
+    @torch.inference_mode()
+    def _pool_prefix_vectors(self) -> PrefixVectors | None:
+        return self.model.pool_prefix_vectors()
 
 
 class Generate:
@@ -194,29 +201,31 @@ def invalid_rate(items_BW: Tensor, num_items: int) -> float:
     return 1 - num_valid / items_BW.numel()
 
 
-def measure(sizes: Sizes) -> dict[str, Any]:
+def measure(sizes: Sizes, widths: Sequence[int]) -> dict[str, Any]:
     """All widths in every precision that the hardware multiplies."""
     torch.set_flush_denormal(True)
     table = make_table()
     precisions: set[Precision] = {"float32", choose_precision("auto")}
-    return {precision: measure_precision(table, sizes, precision) for precision in sorted(precisions)}
+    return {precision: measure_precision(table, sizes, widths, precision) for precision in sorted(precisions)}
 
 
-def measure_precision(table: SemanticIdTable, sizes: Sizes, precision: Precision) -> dict[str, Any]:
+def measure_precision(
+    table: SemanticIdTable, sizes: Sizes, widths: Sequence[int], precision: Precision
+) -> dict[str, Any]:
     """All widths; the machine's rate is the best of what was seen before and after."""
     onerec, generate = Onerec(table, precision), Generate(table, precision)
     unique = Onerec(make_unique_table(), precision)
     dtype = getattr(torch, precision)
     peaks_gflops = [measure_matmul_gflops(dtype=dtype)]
     rows = {}
-    for width in tqdm(WIDTHS, desc=f"decode in {precision}", unit="width"):
+    for width in tqdm(widths, desc=f"decode in {precision}", unit="width"):
         rows[str(width)] = measure_width(onerec, unique, generate, width, sizes)
         peaks_gflops.append(measure_matmul_gflops(dtype=dtype))
     figures: dict[str, Any] = {"matmul_peak_gflops": round(max(peaks_gflops), 1)}
     for row in rows.values():
         row["flops_utilisation"] = row.pop("achieved_gflops") / max(peaks_gflops)
     figures["invalid_rate"] = max(row.pop("invalid_rate") for row in rows.values())
-    for key in rows[str(WIDTHS[0])]:
+    for key in rows[str(widths[0])]:
         figures[key] = {width: float(f"{row[key]:.4g}") for width, row in rows.items()}
     return figures
 
@@ -226,11 +235,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decoding", description=__doc__)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--quick", action="store_true", help="smaller batches, one turn of generate: under a minute")
+    parser.add_argument("--beams", type=int, nargs="+", default=WIDTHS, help="beam widths to measure (default: all)")
     arguments = parser.parse_args(argv)
     keep_freed_memory()
     sizes = QUICK if arguments.quick else FULL
     settings = {"sizes": vars(sizes), "items": NUM_ITEMS, "threads": torch.get_num_threads()}
-    publish(measure(sizes) | settings, arguments.json)
+    publish(measure(sizes, arguments.beams) | settings, arguments.json)
 
 
 if __name__ == "__main__":

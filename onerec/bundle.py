@@ -4,10 +4,12 @@ model.safetensors config.json   the model, loadable with from_pretrained
 table/                          the ID table
 items.parquet                   the catalogue's ids, texts and categories
 tokenizer/                      by option: frozen codebooks and fusion, which place items that join later
+reward/                         by option: a reward model that selects among the beams
 README.md                       the model card
 manifest.json                   hashes of every file and of what the bundle was made from
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +21,14 @@ from onerec.config import RunConfig
 from onerec.data.prepared import PreparedData
 from onerec.data.titles import item_titles
 from onerec.decoding.recommender import OneRecRecommender
+from onerec.decoding.selection import Selector
 from onerec.decoding.trie import Trie
 from onerec.errors import ArtifactError
 from onerec.evaluation.results import Results
+from onerec.evaluation.tables import main_metric
 from onerec.model.configuration import OneRecConfig
 from onerec.model.onerec import OneRec
+from onerec.model.preference.artefact import load_reward_model
 from tokenizer.artifacts import (
     Manifest,
     atomic_folder,
@@ -36,7 +41,7 @@ from tokenizer.assignment import Assigner, copy_assigner
 from tokenizer.table import SemanticIdTable
 
 KIND = "bundle"
-_TOKENIZER = "tokenizer"
+_TOKENIZER, _REWARD = "tokenizer", "reward"
 _TEMPLATE = "model_card.md"
 
 
@@ -44,7 +49,8 @@ _TEMPLATE = "model_card.md"
 class Bundle:
     """A loaded bundle: the model, its ID table and the catalogue, checked to belong together.
 
-    `assigner` places new items; None in a bundle that was written without its tokenizer.
+    `assigner` places new items; None in a bundle that was written without its tokenizer. `selector` puts beams in order
+    by a reward model; None in one without.
     """
 
     model: OneRec
@@ -52,6 +58,7 @@ class Bundle:
     items: pl.DataFrame
     manifest: Manifest
     assigner: Assigner | None = None
+    selector: Selector | None = None
 
     @classmethod
     def load(cls, folder: Path) -> "Bundle":
@@ -73,7 +80,9 @@ class Bundle:
         )
         has_tokenizer = any(name.startswith(f"{_TOKENIZER}/") for name in manifest.files)
         assigner = Assigner.load(folder / _TOKENIZER, table) if has_tokenizer else None
-        return cls(model.eval(), table, items, manifest, assigner)
+        has_reward = any(name.startswith(f"{_REWARD}/") for name in manifest.files)
+        selector = Selector.load(folder / _REWARD, table) if has_reward else None
+        return cls(model.eval(), table, items, manifest, assigner, selector)
 
     @property
     def titles(self) -> list[str]:
@@ -83,7 +92,9 @@ class Bundle:
     def recommender(self, num_beams: int | None = None) -> OneRecRecommender:
         """The same recommender that was evaluated, with the run's number of beams unless told otherwise."""
         beams = num_beams or int(self.manifest.details["num_beams"])
-        return OneRecRecommender(self.model, build_trie(self.table), beams, self.manifest.details["precision"])
+        details = self.manifest.details
+        rescoring = float(details.get("rescoring", 0.0))
+        return OneRecRecommender(self.model, build_trie(self.table), beams, details["precision"], rescoring=rescoring)
 
 
 def build_trie(table: SemanticIdTable) -> Trie:
@@ -106,6 +117,7 @@ def write_bundle(
     config: RunConfig,
     inputs: dict[str, str],
     tokenizer: Path | None = None,
+    reward: Path | None = None,
 ) -> None:
     """Write the bundle of a run.
 
@@ -114,9 +126,10 @@ def write_bundle(
         inputs: content hashes of the artefacts it is made from.
         tokenizer: folder of the tokenizer that made the table, so that the bundle can place new items; None leaves
             that part out.
+        reward: a finished reward model of this catalogue, to select among the beams; None leaves it out.
 
     Raises:
-        ArtifactError: the model was trained on another ID table, or the tokenizer is that of another.
+        ArtifactError: the model was trained on another ID table, or the tokenizer or the reward model are of another.
     """
     require_same_hash("bundle: the model's ID table", model.config.table_hash, table.content_hash, "Train again.")
     if data.num_items != table.num_items:
@@ -131,11 +144,15 @@ def write_bundle(
         data.items.select(*dict.fromkeys(shown)).write_parquet(temporary / "items.parquet")
         if tokenizer is not None:
             inputs = {**inputs, "tokenizer": _copy_tokenizer(tokenizer, table, temporary / _TOKENIZER)}
+        if reward is not None:
+            load_reward_model(reward, table)  # checks that it is one, and of this catalogue
+            shutil.copytree(reward, temporary / _REWARD)
         (temporary / "README.md").write_text(_model_card(model, table, data, results, config), encoding="utf-8")
         details = {
             "run": config.name,
             "num_beams": config.decoding.num_beams,
             "precision": config.decoding.precision,
+            "rescoring": config.decoding.rescoring,
             "text_columns": list(data.schema.text_columns),
         }
         write_manifest(temporary, KIND, {**inputs, "table": table.content_hash}, hash_settings(config), details)
@@ -164,5 +181,6 @@ def _model_card(model: OneRec, table: SemanticIdTable, data: PreparedData, resul
         data=data,
         provenance=data.manifest.details,
         results=results,
+        main=main_metric(results),
         config=config,
     )

@@ -6,6 +6,7 @@ from onerec.baselines.item_knn import ItemKnnSettings
 from onerec.baselines.sasrec import SasRecSettings
 from onerec.baselines.tiger import TigerSettings
 from onerec.data.settings import DataSettings
+from onerec.data.target_settings import TargetSettings
 from onerec.evaluation.metrics import metric_names
 from onerec.evaluation.settings import EvaluationSettings
 from onerec.model.precision import Precision
@@ -22,6 +23,9 @@ class DecodingSettings(Settings):
     precision: Precision = Field(
         "float32",
         description="of matrix products; bfloat16 is faster where the hardware multiplies it, scores are coarser",
+    )
+    rescoring: float = Field(
+        0.0, ge=0, description="weight of the item head's opinion of the items found, beside the beam's; 0: beam alone"
     )
 
 
@@ -54,5 +58,25 @@ class RunConfig(Settings):
         if chosen not in measured:
             raise ValueError(
                 f"training.selection_metric: found {chosen!r}, expected one of {', '.join(measured)} (evaluation.ks)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lists_come_from_sessions(self) -> "RunConfig":
+        items, sessions = self.model.session_items, self.data.sessions
+        if items and sessions is None:
+            raise ValueError(
+                f"model.session_items: found {items} with data of single events, expected data.sessions, the rules "
+                "that make lists of them; give these ({} for the defaults), or set session_items to 0"
+            )
+        if items and (self.training.targets != TargetSettings() or self.training.teacher is not None):
+            raise ValueError(
+                f"training.targets, training.teacher: found beside model.session_items {items}, whose targets are the "
+                "lists of data.sessions; leave them out, or set session_items to 0"
+            )
+        if sessions is not None and not items:
+            raise ValueError(
+                "data.sessions: found with model.session_items 0, which reads single events; set session_items or "
+                "leave data.sessions out"
             )
         return self

@@ -2,29 +2,28 @@
 
     runs/<name>/  config.yaml  data/  tokenizer/  pretrain/  evaluations/<recommender>/  bundle/  report/
 
-A finished artefact of the same config is kept, so a run that was stopped goes on where it was. Under torchrun all
-processes train; every other stage is the main process's alone.
+A finished artefact of the same config is kept, so a run that was stopped goes on where it was; one that was made from
+other artefacts than the run holds now is refused. Under torchrun all processes train; every other stage is the main
+process's alone.
 """
 
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from pydantic import ValidationError
 from rich.console import Console
 
 from onerec.baselines.item_knn import ItemKnn
 from onerec.baselines.popularity import Popularity
 from onerec.baselines.sasrec import SasRec, SasRecSettings
-from onerec.baselines.tiger import Tiger
+from onerec.baselines.tiger import Tiger, TigerSettings
 from onerec.bundle import KIND as BUNDLE_KIND
 from onerec.bundle import build_trie, write_bundle
 from onerec.config import RunConfig
@@ -32,17 +31,25 @@ from onerec.data.features import FittedPathways, fit_pathways, resolve_features,
 from onerec.data.histories import Split
 from onerec.data.pathways import EventSource
 from onerec.data.prepared import PreparedData, prepare
+from onerec.data.sessions import check_sessions
+from onerec.data.settings import SessionSettings
+from onerec.data.targets import check_targets
 from onerec.data.titles import item_titles
 from onerec.decoding.recommender import OneRecRecommender
-from onerec.errors import ArtifactError, ConfigError, OneRecError
+from onerec.decoding.sessions import ListRecommender
+from onerec.errors import OneRecError
 from onerec.evaluation.evaluator import Evaluation, evaluate
 from onerec.evaluation.examples import choose_examples
 from onerec.evaluation.recommender import Recommender
 from onerec.evaluation.report import ReportContents, write_report
 from onerec.evaluation.results import PROTOCOLS, Results, Run, summarize_runs, write_results
+from onerec.evaluation.runs import ARTIFACT_KIND as EVALUATION_KIND
 from onerec.evaluation.runs import load_run, save_run
+from onerec.evaluation.sessions import ARTIFACT_KIND as LISTS_KIND
+from onerec.evaluation.sessions import ListEvaluation, compare_lists, lists_table, save_lists
 from onerec.evaluation.tables import print_results
 from onerec.model.onerec import OneRec
+from onerec.stored_config import require_same_config
 from onerec.training.pretraining import ARTIFACT_KIND as PRETRAIN_KIND
 from onerec.training.pretraining import load_pretrained, pretrain
 from onerec.training.processes import join_processes
@@ -53,6 +60,7 @@ from tokenizer.artifacts import (
     hash_settings,
     package_versions,
     read_manifest,
+    require_same_hash,
 )
 from tokenizer.fit import fit_tokenizer, load_pieces
 from tokenizer.sequences import Sequences
@@ -61,6 +69,20 @@ from tokenizer.table import SemanticIdTable
 
 STAGES = ("data", "tokenizer", "pretrain", "evaluate", "bundle", "report")
 _JOINT_STAGE = "pretrain"
+_LISTS = "evaluations/lists"
+_BEAM_ALONE = "onerec-beam"
+# Folder of an artefact -> what it is made from; evaluations of other recommenders are made from the data alone.
+_SOURCES = {
+    "data": (),
+    "tokenizer": ("data",),
+    "pretrain": ("data", "table"),
+    "evaluations/onerec": ("data", "pretrain"),
+    _LISTS: ("data", "pretrain"),
+    f"evaluations/{_BEAM_ALONE}": ("data", "pretrain"),
+    "evaluations/tiger": ("data", "table"),
+    "bundle": ("data", "tokenizer", "table", "pretrain"),
+}
+_SeededSettings = TypeVar("_SeededSettings", SasRecSettings, TigerSettings)
 
 
 @dataclass(frozen=True)
@@ -84,7 +106,7 @@ class Pipeline:
         stored = folder / "config.yaml"
         with processes.main_process_first():
             if stored.exists():
-                _require_same_config(stored, config)
+                require_same_config(stored, config)
             else:
                 with atomic_file(stored) as temporary:
                     temporary.write_text(dump_yaml(config), encoding="utf-8")
@@ -106,11 +128,11 @@ class Pipeline:
             if name == _JOINT_STAGE:
                 stages[name]()
             elif _JOINT_STAGE in chosen[place:]:
-                self._run_for_everyone(stages[name])
+                self.run_for_everyone(stages[name])
             elif self.processes.is_main_process:
                 stages[name]()
 
-    def _run_for_everyone(self, stage: Callable[[], object]) -> None:
+    def run_for_everyone(self, stage: Callable[[], object]) -> None:
         """Let the main process do what the others will read; if it fails, all of them fail with its error."""
         told: list[OneRecError | None] = [None]
         if self.processes.is_main_process:
@@ -130,19 +152,33 @@ class Pipeline:
     @cached_property
     def table(self) -> SemanticIdTable:
         """The ID table of the prepared catalogue."""
-        return SemanticIdTable.load(self.folder / "tokenizer", item_ids=self._item_ids())
+        table = SemanticIdTable.load(self.folder / "tokenizer", item_ids=self._item_ids())
+        self._require_inputs("tokenizer", "tokenizer")
+        return table
 
     @cached_property
     def model(self) -> OneRec:
         """The pre-trained model."""
+        self._require_inputs("pretrain", PRETRAIN_KIND)
         return load_pretrained(self.folder / "pretrain", self.table).to(self.processes.device)
 
+    @property
+    def reward(self) -> Path | None:
+        """Folder of the run's reward model, where `rl` has trained one."""
+        folder = self.folder / "reward"
+        return folder if (folder / MANIFEST_NAME).is_file() else None
+
     def prepare_data(self) -> None:
-        """Read, check, filter and split the events."""
+        """Read, check, filter and split the events, and say what was found, what was dropped, and on what terms."""
         if not self._is_finished("data", "data"):
-            prepare(self.config.data, self.folder / "data")
+            details = prepare(self.config.data, self.folder / "data").manifest.details
+            for line in (*details["report"], f"{details['source']}, licence: {details['licence']}"):
+                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
         if self.config.model.pathways is not None:
             resolve_features(self.config.model.pathways, self.data.schema)  # an unknown name ends the run here
+        if self.config.data.sessions is not None:
+            check_sessions(self.config.data.sessions, self.data.schema)
+        check_targets(self.config.training.targets, self.data.schema)
 
     def fit_tokenizer(self) -> None:
         """Give every item its semantic ID."""
@@ -175,12 +211,17 @@ class Pipeline:
             config_hash=hash_settings([self.config.model, self.config.training]),
             seed=self.config.seed,
             pieces=load_pieces(self.folder / "tokenizer", self.table),
-            pathways=self._fit_pathways(),
+            pathways=self.fit_pathways(),
+            sessions=self.config.data.sessions,
         )
 
     def evaluate(self) -> None:
         """Evaluate the model and the baselines on validation and test, training those baselines that need it."""
         self._evaluate_once("onerec", lambda: self.recommender(self.model), self._pretraining_minutes)
+        if self.config.data.sessions is not None:
+            self._evaluate_lists(self.config.data.sessions)
+        if self.config.decoding.rescoring:
+            self._evaluate_once(_BEAM_ALONE, lambda: self._beam_alone(self.model), self._pretraining_minutes)
         for name, fit in self._baselines().items():
             self._evaluate_once(name, fit)
 
@@ -191,7 +232,7 @@ class Pipeline:
         pretrained = read_manifest(self.folder / "pretrain", PRETRAIN_KIND)
         inputs = {"data": self.data.manifest.content_hash, "pretrain": pretrained.content_hash}
         parts = (self.model, self.table, self.data, self.results(), self.config)
-        write_bundle(self.folder / "bundle", *parts, inputs, self.folder / "tokenizer")
+        write_bundle(self.folder / "bundle", *parts, inputs, self.folder / "tokenizer", self.reward)
 
     def write_report(self) -> None:
         """Write metrics.json and the page, and print the results table."""
@@ -201,7 +242,7 @@ class Pipeline:
         print_results(results, self.console)
 
     def _report_contents(self, results: Results) -> ReportContents:
-        evaluations = load_run(self._evaluation_folder("onerec")).evaluations
+        evaluations = self._load_run("onerec").evaluations
         protocol = next(protocol for protocol in PROTOCOLS if protocol in evaluations)
         titles = item_titles(self.data.items, self.data.schema.text_columns)
         return ReportContents(
@@ -216,17 +257,26 @@ class Pipeline:
 
     def results(self) -> Results:
         """Everything that was evaluated, OneRec first."""
-        names = ["onerec", *self._baselines()]
-        runs: dict[str, Sequence[Run]] = {name: [load_run(self._evaluation_folder(name))] for name in names}
+        names = ["onerec", *self._compared()]
+        runs: dict[str, Sequence[Run]] = {name: [self._load_run(name)] for name in names}
         return summarize_runs(runs, self.data.manifest.details["source"], self.config.evaluation)
 
     def results_beside(self, onerec: Run) -> Results:
         """Another model's evaluation in OneRec's place, beside those baselines that have been evaluated."""
         runs: dict[str, Sequence[Run]] = {"onerec": [onerec]}
-        for name in self._baselines():
+        for name in self._compared():
             if (self._evaluation_folder(name) / MANIFEST_NAME).is_file():
-                runs[name] = [load_run(self._evaluation_folder(name))]
+                runs[name] = [self._load_run(name)]
         return summarize_runs(runs, self.data.manifest.details["source"], self.config.evaluation)
+
+    def _compared(self) -> list[str]:
+        """What stands beside OneRec in a table: its beams before the item head orders them, then the baselines."""
+        return [*([_BEAM_ALONE] if self.config.decoding.rescoring else []), *self._baselines()]
+
+    def _beam_alone(self, model: OneRec) -> OneRecRecommender:
+        recommender = self.recommender(model, rescoring=0.0)
+        recommender.name = _BEAM_ALONE
+        return recommender
 
     def _baselines(self) -> dict[str, Callable[[], Recommender]]:
         chosen, histories, num_items = self.config.baselines, self.data.histories, self.data.num_items
@@ -240,8 +290,12 @@ class Pipeline:
         if (sampled := chosen.sasrec_sampled) is not None:
             fits["sasrec-sampled"] = lambda: self._fit_sasrec(sampled)
         if (tiger := chosen.tiger) is not None:
-            fits["tiger"] = lambda: Tiger.fit(histories, self.table, tiger)
+            fits["tiger"] = lambda: Tiger.fit(histories, self.table, self._seeded(tiger))
         return fits
+
+    def _seeded(self, settings: _SeededSettings) -> _SeededSettings:
+        """A baseline's settings with the run's seed on top of its own, so that runs of several seeds differ in it."""
+        return settings.model_copy(update={"seed": settings.seed + self.config.seed})
 
     def _fit_sasrec(self, settings: SasRecSettings) -> SasRec:
         validation = self.config.evaluation.model_copy(update={"protocols": ("seen_allowed",), "bootstrap_samples": 1})
@@ -250,14 +304,14 @@ class Pipeline:
             evaluations = evaluate(sasrec, self.data, Split.VALIDATION, validation, show_progress=False)
             return evaluations["validation"].metrics[self.config.training.selection_metric]
 
-        return SasRec.fit(self.data.histories, self.data.num_items, settings, validate)
+        return SasRec.fit(self.data.histories, self.data.num_items, self._seeded(settings), validate)
 
     def _evaluate_once(
         self, name: str, fit: Callable[[], Recommender], minutes: Callable[[], float] | None = None
     ) -> None:
         folder = self._evaluation_folder(name)
         if (folder / MANIFEST_NAME).is_file():
-            load_run(folder)
+            self._load_run(name)
             self.console.print(f"{name}: found its evaluation, kept")
             return
         start = time.monotonic()
@@ -267,7 +321,19 @@ class Pipeline:
         for split in (Split.VALIDATION, Split.TEST):
             evaluations |= evaluate(recommender, self.data, split, self.config.evaluation)
         run = Run(self.config.seed, evaluations, elapsed_minutes, getattr(recommender, "num_parameters", 0))
-        save_run(folder, run, {"data": self.data.manifest.content_hash}, hash_settings(self.config))
+        save_run(folder, run, self._inputs(f"evaluations/{name}"), hash_settings(self.config))
+
+    def _evaluate_lists(self, sessions: SessionSettings) -> None:
+        """Whole lists against the held-out sessions, beside lists of single items."""
+        if self._is_finished(_LISTS, LISTS_KIND):
+            return
+        recommender = self.recommender(self.model)
+        assert isinstance(recommender, ListRecommender)
+        found: dict[str, dict[str, ListEvaluation]] = {}
+        for split in (Split.VALIDATION, Split.TEST):
+            found |= compare_lists(recommender, self.data, split, sessions, self.config.evaluation)
+        save_lists(self.folder / _LISTS, found, self._inputs(_LISTS), hash_settings(self.config))
+        self.console.print(lists_table(found))
 
     def _validation_metrics(self, model: OneRec) -> dict[str, float]:
         settings = self.config.evaluation.model_copy(
@@ -280,15 +346,22 @@ class Pipeline:
         evaluations = evaluate(self.recommender(model), self.data, Split.VALIDATION, settings, show_progress=False)
         return evaluations["validation"].metrics
 
-    def recommender(self, model: OneRec) -> OneRecRecommender:
-        """A model of this run as it is evaluated: its beams and precision, and the events that its pathways read."""
-        num_beams = max(self.config.decoding.num_beams, self.config.evaluation.list_length)
+    def recommender(self, model: OneRec, rescoring: float | None = None) -> OneRecRecommender:
+        """A model of this run as it is evaluated: its beams and precision, and the events that its pathways read.
+
+        `rescoring` is the item head's weight, where it is not the config's.
+        """
+        decoding = self.config.decoding
+        rescoring = decoding.rescoring if rescoring is None else rescoring
+        num_beams = max(decoding.num_beams, self.config.evaluation.list_length)
         pathways, source = model.encoder.pathways, None
         if pathways is not None:
             source = EventSource(self.data.histories, user_profiles(self.data.users, pathways.spec))
-        return OneRecRecommender(model, build_trie(self.table), num_beams, self.config.decoding.precision, source)
+        trie = build_trie(self.table)
+        kind = ListRecommender if model.config.session_items else OneRecRecommender
+        return kind(model, trie, num_beams, decoding.precision, source, rescoring)
 
-    def _fit_pathways(self) -> FittedPathways | None:
+    def fit_pathways(self) -> FittedPathways | None:
         """Features of the model's pathways; None without any."""
         settings = self.config.model.pathways
         if settings is None:
@@ -298,6 +371,12 @@ class Pipeline:
 
     def _pretraining_minutes(self) -> float:
         return float(read_manifest(self.folder / "pretrain", PRETRAIN_KIND).details["minutes"])
+
+    def _load_run(self, name: str) -> Run:
+        """A recommender's evaluation, checked to be of what the run holds now."""
+        run = load_run(self._evaluation_folder(name))
+        self._require_inputs(f"evaluations/{name}", EVALUATION_KIND)
+        return run
 
     def _evaluation_folder(self, name: str) -> Path:
         return self.folder / "evaluations" / name
@@ -310,43 +389,30 @@ class Pipeline:
         if not (folder / MANIFEST_NAME).is_file():
             return False
         read_manifest(folder, kind)
+        self._require_inputs(name, kind)
         self.console.print(f"{name}: found the finished artefact, kept")
         return True
 
+    def _require_inputs(self, name: str, kind: str) -> None:
+        """Refuse an artefact made from others than the run holds now, such as data that have been prepared anew.
 
-def _require_same_config(stored: Path, config: RunConfig) -> None:
-    """Keys that the stored config lacks, since it was written before they came in, count as their defaults."""
-    try:
-        found = yaml.safe_load(stored.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        found = None
-    if not isinstance(found, dict):
-        raise ArtifactError(f"{stored}: damaged, expected the config of a run. Delete the folder or choose a new name.")
-    with suppress(ValidationError, ConfigError):
-        found = RunConfig.model_validate(found).model_dump(mode="json")
-    expected = config.model_dump(mode="json")
-    differences = [
-        f"{key}: found {_shown(found_leaves.get(key))}, expected {_shown(expected_leaves.get(key))}"
-        for found_leaves, expected_leaves in [(_leaves(found), _leaves(expected))]
-        for key in sorted(found_leaves.keys() | expected_leaves.keys())
-        if found_leaves.get(key) != expected_leaves.get(key)
-    ]
-    if differences:
-        raise ConfigError(
-            f"{stored.parent} holds a run of another config ({'; '.join(differences[:5])}"
-            f"{'; …' if len(differences) > 5 else ''}). Choose another name (--set name=…) or delete the folder."
-        )
+        Raises:
+            ArtifactError: the hashes differ.
+        """
+        folder = self.folder / name
+        made_from = read_manifest(folder, kind, verify_files=False).inputs
+        for source, expected in self._inputs(name).items():
+            if source in made_from:  # artefacts of older versions name fewer of them
+                what = f"{folder}: its {source}"
+                require_same_hash(what, made_from[source], expected, f"Delete {folder} and run again.")
 
+    def _inputs(self, name: str) -> dict[str, str]:
+        """Content hashes, as the run's artefacts are now, of what the one in this folder is made from."""
+        return {source: self._content_hash(source) for source in _SOURCES.get(name, ("data",))}
 
-def _leaves(tree: object, prefix: str = "") -> dict[str, object]:
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    return {
-        key: value
-        for name, branch in tree.items()
-        for key, value in _leaves(branch, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
-
-
-def _shown(value: object) -> str:
-    return "nothing" if value is None else repr(value)
+    def _content_hash(self, source: str) -> str:
+        if source == "table":
+            manifest = read_manifest(self.folder / "tokenizer", "tokenizer", verify_files=False)
+            return str(manifest.details["table_hash"])
+        kind = PRETRAIN_KIND if source == "pretrain" else source
+        return read_manifest(self.folder / source, kind, verify_files=False).content_hash

@@ -22,7 +22,7 @@ Shapes: U users, E exposures, M metrics, N items, X bootstrap samples.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,18 +134,22 @@ def gap_closed(
 
 
 def run(arena: Arena, bundles: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:
-    """Let every policy play and put the figures together."""
-    players: dict[str, Player] = {name: bundle_player(arena.load_bundle(path)) for name, path in bundles.items()}
-    players |= {CEILING: arena.oracle(), "popularity": arena.popularity(), "random": arena.random(options.seed)}
+    """Let the bundles play and put the figures together."""
+    players = {name: bundle_player(arena.load_bundle(path)) for name, path in bundles.items()}
+    return {"bundles": {name: str(path) for name, path in bundles.items()}, **contest(arena, players, options)}
+
+
+def contest(arena: Arena, players: dict[str, Player], options: argparse.Namespace) -> dict[str, Any]:
+    """Let all players play beside the ceiling and the floors; the first is what the others are compared with."""
+    first, *others = players
+    rivals = {CEILING: arena.oracle(), "popularity": arena.popularity(), "random": arena.random(options.seed)}
     simulation = arena.simulation(options.users, options.sessions, options.max_requests, options.seed)
     resampling, counts_N = Resampling(options.samples, options.confidence, options.seed), arena.item_counts()
     measured = {
         name: measure(simulation.play(player), counts_N, resampling)
-        for name, player in tqdm(players.items(), desc="Playing", unit="policy")
+        for name, player in tqdm((players | rivals).items(), desc="Playing", unit="policy")
     }
-    first, *others = bundles
     return {
-        "bundles": {name: str(path) for name, path in bundles.items()},
         "world": arena.world.settings.model_dump(mode="json"),
         "settings": {
             "users": len(simulation.users_U),
@@ -173,17 +177,29 @@ def print_figures(figures: dict[str, Any], console: Console) -> None:
             share = ["", ""] if closed is None else [f"{closed['share']:.1%}", _interval(closed["interval"], ".1%")]
             table.add_row(metric, f"{found['difference']:+.4g}", _interval(found["interval"], "+.3g"), *share)
         console.print(table)
-    for name, path in figures["bundles"].items():
-        console.print(f"{name}: {path}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line, play and print; 2 where that cannot be done."""
+    """Play and print the comparison; 2 where it cannot be made."""
     parser = argparse.ArgumentParser(
         prog="python -m rl.ab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--bundle", type=Path, action="append", required=True, help="a bundle; the first is the base")
     parser.add_argument("--run", type=Path, help="the run whose world they play in (default: the first bundle's)")
+    add_options(parser)
+    options = parser.parse_args(argv)
+    bundles = {chr(ord("A") + place): path for place, path in enumerate(options.bundle)}
+    status = answer(
+        options, lambda: run(Arena.open(options.run or options.bundle[0].resolve().parent), bundles, options)
+    )
+    if status == 0:
+        for name, path in bundles.items():
+            print(f"{name}: {path}")
+    return status
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """How long who plays, how intervals are made, and where the figures go."""
     parser.add_argument("--users", type=int, default=1000, help="simulated users (default: %(default)s)")
     parser.add_argument("--sessions", type=int, default=5, help="occasions for a session (default: %(default)s)")
     parser.add_argument("--max-requests", type=int, default=20, help="slates of a session at most (%(default)s)")
@@ -191,13 +207,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=1000, help="resamplings of the users (default: %(default)s)")
     parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="file to write all figures to")
-    options = parser.parse_args(argv)
+
+
+def answer(options: argparse.Namespace, play: Callable[[], dict[str, Any]]) -> int:
+    """Check the options, play, then print and write the figures; the exit status, 2 where it cannot be done."""
     keep_freed_memory()
     try:
         _check(options)
-        arena = Arena.open(options.run or options.bundle[0].resolve().parent)
-        bundles = {chr(ord("A") + place): path for place, path in enumerate(options.bundle)}
-        figures = run(arena, bundles, options)
+        figures = play()
         if options.json is not None:
             write_json(options.json, figures)
     except OneRecError as error:

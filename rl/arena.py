@@ -4,7 +4,7 @@ Shapes: B visitors, n places of a slate, N items.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,11 @@ from onerec.baselines.scoring import rank_scores
 from onerec.bundle import Bundle
 from onerec.config import RunConfig
 from onerec.data.histories import Histories
+from onerec.data.pathways import History, UserEvents, events_of
 from onerec.data.prepared import PreparedData
 from onerec.data.tables import ITEM, USER, VECTOR
+from onerec.decoding.recommender import OneRecRecommender
+from onerec.decoding.selection import Selector
 from onerec.errors import ArtifactError, ConfigError
 from onerec.world import oracle
 from onerec.world.oracle import Objective
@@ -79,9 +82,20 @@ class Arena:
         """Some users of the data, drawn by the seed, at the end of their logs; all of them where fewer are there."""
         num_users = min(num_users, self.data.num_users)
         rows = np.sort(np.random.default_rng(seed).choice(self.data.num_users, num_users, replace=False))
+        return self.simulation_of(rows, num_sessions, max_requests)
+
+    def simulation_of(self, rows: np.ndarray, num_sessions: int, max_requests: int) -> Simulation:
+        """These users of the data at the end of their logs."""
         users_U = self.data.users[USER].to_numpy()[rows].astype(np.int64)
-        histories = [history_of(self.data.histories, row) for row in rows]
-        return Simulation(self.world, users_U, histories, self.min_feedback, num_sessions, max_requests)
+        events = [self._events_of(int(row)) for row in rows]
+        return Simulation(self.world, users_U, events, self.min_feedback, num_sessions, max_requests)
+
+    def _events_of(self, user: int) -> UserEvents:
+        histories = self.data.histories
+        own = slice(histories.offsets[user], histories.offsets[user + 1])
+        feedback = {name: np.asarray(values[own]) for name, values in histories.feedback.items()}
+        profile = self.data.users.row(user, named=True)
+        return UserEvents(history_of(histories, user), feedback=feedback, profile=profile)
 
     def oracle(self) -> Player:
         """The ceiling: the slate of highest true expected watch time."""
@@ -109,16 +123,26 @@ class Arena:
         return play
 
 
-def bundle_player(bundle: Bundle) -> Player:
-    """A bundle as the server answers from it: the same encoding, beams and exclusions."""
-    recommender = bundle.recommender()
+def bundle_player(bundle: Bundle, wished: Mapping[str, float] | None = None) -> Player:
+    """A bundle as the server answers from it: the same encoding, beams and exclusions; `wished` of every request."""
+    return recommender_player(bundle.recommender(), wished=wished)
+
+
+def recommender_player(
+    recommender: OneRecRecommender, selector: Selector | None = None, wished: Mapping[str, float] | None = None
+) -> Player:
+    """A recommender that plays, its beams put in order by a reward model where there is a `selector`."""
 
     def play(visitors: Visitors, num_places: int) -> np.ndarray:
         slates_Bn = np.empty((len(visitors.histories), num_places), dtype=np.int64)
         for rows in _like_lengths(visitors.histories):
-            context = recommender.encode([visitors.histories[row] for row in rows])
+            requests = [replace(events_of(visitors.histories[row]), wished=wished or {}) for row in rows]
             excluded, beams = [visitors.excluded[row] for row in rows], max(recommender.num_beams, num_places)
-            slates_Bn[rows] = recommender.search(context, num_places, excluded, beams).items_BK
+            found = beams if selector is not None else num_places
+            ranking = recommender.search(recommender.encode(requests), found, excluded, beams)
+            if selector is not None:
+                ranking = selector.select(requests, ranking)
+            slates_Bn[rows] = ranking.items_BK[:, :num_places]
         return slates_Bn
 
     return play
@@ -129,7 +153,7 @@ def history_of(histories: Histories, user: int) -> np.ndarray:
     return np.asarray(histories.items[histories.offsets[user] : histories.offsets[user + 1]])
 
 
-def _like_lengths(histories: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _like_lengths(histories: Sequence[History]) -> list[np.ndarray]:
     """Rows in groups of similar history length, so that little is padded."""
     order = np.argsort([len(history) for history in histories], kind="stable")
     return [order[first : first + _REQUESTS_AT_ONCE] for first in range(0, len(order), _REQUESTS_AT_ONCE)]

@@ -1,7 +1,4 @@
-"""From a step's number to its experience: which prompts, what the policy makes of them, and what that is worth.
-
-Everything random follows from (seed, rollout, process), so that a resumed training meets the same experience. Prompts
-do not depend on the number of processes; the noise in their samples does.
+"""From a rollout to its experience: what the policy made of its prompts, and what that is worth.
 
 Shapes: B prompts of this process, G generated items of a prompt, F samples without the trie.
 """
@@ -14,17 +11,18 @@ import torch
 from torch import Tensor
 
 from onerec.decoding.sampling import sample_items
-from onerec.decoding.trie import Trie
 from onerec.errors import ConfigError
 from onerec.model.onerec import OneRec
 from rl.dpo import best_and_worst
+from rl.generation import Generate, RolloutPlan
 from rl.objectives import group_advantages
 from rl.policy import Experience, Policy
 from rl.rewards.feedback import duration_aware_advantages, log_percentiles
 from rl.rewards.format import format_advantages
-from rl.rollout import PromptBatch, Prompts, Rollout, roll_out
-from rl.settings import AlignSettings, LoggedFeedbackSettings
+from rl.rollout import PromptBatch, Prompts, Rollout
+from rl.settings import LoggedFeedbackSettings
 
+_FREE = 1  # parts the noise of free samples from that of rollouts
 ItemReward = Callable[[PromptBatch, np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -60,7 +58,11 @@ class LoggedFeedback:
 
 
 class ExperienceMaker:
-    """Draws prompts and lets the policy generate for them.
+    """Has items generated for the prompts of each rollout, and says what they are worth.
+
+    Args:
+        generate: this process's share of a rollout.
+        rank, num_processes: of the trainers.
 
     Raises:
         ConfigError: fewer prompts than a step takes, a step that the processes cannot share evenly, or a feedback
@@ -68,46 +70,38 @@ class ExperienceMaker:
     """
 
     def __init__(
-        self,
-        prompts: Prompts,
-        trie: Trie,
-        reward: ItemReward,
-        settings: AlignSettings,
-        seed: int,
-        rank: int,
-        num_processes: int,
+        self, plan: RolloutPlan, generate: Generate, reward: ItemReward, rank: int = 0, num_processes: int = 1
     ) -> None:
-        self._prompts, self._trie, self._reward, self._settings = prompts, trie, reward, settings
-        self._seed, self._rank, self._num_processes = seed, rank, num_processes
-        self._feedback = LoggedFeedback(prompts, settings.feedback) if settings.feedback else None
-        wanted = settings.prompts_per_step
-        if wanted > len(prompts.rows) or wanted % num_processes:
+        self._plan, self._generate, self._reward, self._settings = plan, generate, reward, plan.settings
+        self._rank, self._num_processes = rank, num_processes
+        feedback = plan.settings.feedback
+        self._feedback = LoggedFeedback(plan.prompts, feedback) if feedback else None
+        wanted = plan.settings.prompts_per_step
+        if wanted > len(plan.prompts.rows) or wanted % num_processes:
             raise ConfigError(
-                f"align.prompts_per_step: found {wanted}, expected at most the {len(prompts.rows)} training events "
-                f"with a history, and a multiple of the {num_processes} processes."
+                f"align.prompts_per_step: found {wanted}, expected at most the {len(plan.prompts.rows)} training "
+                f"events with a history, and a multiple of the {num_processes} processes."
             )
 
     def make(self, policy: Policy, reference: OneRec, number: int) -> tuple[Experience, Judged]:
         """The experience of rollout `number`; the policy is left in the mode it was in."""
         was_training = policy.training
         policy.eval()
-        rows = np.random.default_rng([self._seed, number]).choice(
-            self._prompts.rows, self._settings.prompts_per_step, replace=False
-        )
-        own = slice(self._rank, None, self._num_processes)
-        prompts = self._prompts.batch(rows[own], policy.model.device)
-        generator = torch.Generator(policy.model.device)
-        generator.manual_seed(int(np.random.SeedSequence([self._seed, number, self._rank]).generate_state(1)[0]))
-        rollout = roll_out(policy.model, prompts, self._trie, self._settings.rollout, generator)
+        prompts, rollout = self._generate(policy.model, number)
         judged, advantages_BG = self._judge(prompts, rollout)
         if self._settings.objective.kind == "dpo":
             rollout = _pairs(judged)
-        free_codes_BFL, free_advantages_BF = self._sample_freely(policy.model, prompts, generator, number)
+        free_codes_BFL, free_advantages_BF = self._sample_freely(policy.model, prompts, number)
         logged_B = None
         if self._feedback is not None:
-            logged_B = torch.from_numpy(self._feedback.advantages(rows)[own]).to(policy.model.device)
-        old_BG, reference_BG = self._other_scores(policy, reference, prompts, rollout)
+            own = slice(self._rank, None, self._num_processes)
+            advantages_B = self._feedback.advantages(self._plan.rows(number))[own]
+            logged_B = torch.from_numpy(advantages_B).to(policy.model.device)
+        reference_BG = self._reference_scores(reference, prompts, rollout)
         policy.train(was_training)
+        old_BG = rollout.behaviour_BG
+        if old_BG is None:
+            old_BG = torch.full_like(rollout.scores_BG, float("nan"))
         experience = Experience(
             prompts, rollout, advantages_BG, old_BG, reference_BG, free_codes_BFL, free_advantages_BF, logged_B
         )
@@ -122,34 +116,27 @@ class ExperienceMaker:
         return Judged(rollout, rewards_BG, targets_B, spread_B), advantages_BG
 
     @torch.no_grad()
-    def _sample_freely(
-        self, model: OneRec, prompts: PromptBatch, generator: torch.Generator, number: int
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def _sample_freely(self, model: OneRec, prompts: PromptBatch, number: int) -> tuple[Tensor | None, Tensor | None]:
         """Codes drawn without the trie and the format reward's advantages, where the config asks for them."""
         settings = self._settings.format
         if settings is None:
             return None, None
-        context = model.encode(prompts.histories_BS, prompts.lengths_B)
-        samples = sample_items(model, context, self._trie, settings.group_size, generator, constrained=False)
-        chooser = np.random.default_rng([self._seed, number, self._rank])
+        noise, choice = np.random.SeedSequence([self._plan.seed, number, self._rank, _FREE]).spawn(2)
+        generator = torch.Generator(model.device).manual_seed(int(noise.generate_state(1)[0]))
+        context = prompts.encode(model)
+        samples = sample_items(model, context, self._plan.trie, settings.group_size, generator, constrained=False)
+        chooser = np.random.default_rng(choice)
         advantages_BF = format_advantages((samples.items_BG >= 0).cpu().numpy(), settings.chosen, chooser)
         return samples.codes_BGL, torch.from_numpy(advantages_BF).to(model.device)
 
     @torch.no_grad()
-    def _other_scores(
-        self, policy: Policy, reference: OneRec, prompts: PromptBatch, rollout: Rollout
-    ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities under the policy as it is now, where it will have moved, and under the reference."""
-        excluded = prompts.seen if self._settings.rollout.exclude_seen else None
-        old_BG = torch.full_like(rollout.scores_BG, float("nan"))
-        if self._settings.rollout.updates > 1:
-            context = policy.model.encode(prompts.histories_BS, prompts.lengths_B)
-            old_BG = policy.score(context, rollout.items_BG, excluded).log_probs_BG
+    def _reference_scores(self, reference: OneRec, prompts: PromptBatch, rollout: Rollout) -> Tensor | None:
+        """Log-probabilities under the reference, where the objective reads them."""
         if not self._settings.objective.kl_weight and self._settings.objective.kind != "dpo":
-            return old_BG, None
-        judge = Policy(reference, self._trie, self._settings)
-        context = reference.encode(prompts.histories_BS, prompts.lengths_B)
-        return old_BG, judge.score(context, rollout.items_BG, excluded).log_probs_BG
+            return None
+        excluded = prompts.seen if self._settings.rollout.exclude_seen else None
+        judge = Policy(reference, self._plan.trie, self._settings)
+        return judge.score(prompts.encode(reference), rollout.items_BG, excluded).log_probs_BG
 
 
 def _pairs(judged: Judged) -> Rollout:

@@ -64,12 +64,11 @@ def probe(model: OneRec, reference: OneRec, prompts: PromptBatch, trie: Trie, se
     The same seed every time, so that lines differ by the policy alone.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
-    context = model.encode(prompts.histories_BS, prompts.lengths_B)
+    context = prompts.encode(model)
     free = sample_items(model, context, trie, PROBE_SAMPLES, generator, constrained=False)
     drawn = sample_items(model, context, trie, PROBE_SAMPLES, generator)
     scores = score_items(model, context, drawn.items_BG, trie)
-    reference_context = reference.encode(prompts.histories_BS, prompts.lengths_B)
-    expected = score_items(reference, reference_context, drawn.items_BG, trie)
+    expected = score_items(reference, prompts.encode(reference), drawn.items_BG, trie)
     return {
         "legality": float((free.items_BG >= 0).double().mean()),
         "entropy": float(scores.entropies_BG.mean()),

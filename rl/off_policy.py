@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from kernels.memory import keep_freed_memory
 from onerec.bundle import Bundle
+from onerec.data.pathways import History
 from onerec.errors import ConfigError, DataError, OneRecError
 from onerec.evaluation.metrics import bootstrap_means
 from onerec.world.outcomes import chances_of_catalogue
@@ -149,7 +150,7 @@ def _bounded(value: float, samples_X: np.ndarray, confidence: float) -> Estimate
 # ---- a bundle on fresh traffic of the logging policy ---------------------------------------------------------------
 
 
-def item_probabilities(bundle: Bundle, histories: Sequence[np.ndarray]) -> np.ndarray:
+def item_probabilities(bundle: Bundle, histories: Sequence[History]) -> np.ndarray:
     """Probability (B, N) of every item after each history: the model's own, renormalised over the catalogue."""
     recommender, num_items = bundle.recommender(), bundle.table.num_items
     probabilities_BN = np.empty((len(histories), num_items))

@@ -56,7 +56,7 @@ class Policy(nn.Module):
         was_training = self.training
         self.eval()
         prompts = experience.prompts
-        context = self.model.encode(prompts.histories_BS, prompts.lengths_B)
+        context = prompts.encode(self.model)
         excluded = prompts.seen if self._settings.rollout.exclude_seen else None
         scores = self.score(context, experience.rollout.items_BG, excluded)
         free = logged = None

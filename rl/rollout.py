@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from onerec.data.histories import Histories
+from onerec.data.pathways import WindowPathways
 from onerec.decoding.beam import beam_search
 from onerec.decoding.sampling import sample_distinct_items, sample_items
 from onerec.decoding.trie import Trie
 from onerec.errors import DataError
+from onerec.model.context import Context
 from onerec.model.onerec import OneRec
 from rl.settings import RolloutSettings
 
@@ -30,6 +32,11 @@ class PromptBatch:
     lengths_B: Tensor
     targets_B: np.ndarray
     seen: list[np.ndarray]  # the full history of each
+    pathways: dict[str, Tensor] | None = None  # what a model with pathways reads beside the items
+
+    def encode(self, model: OneRec) -> Context:
+        """The prompts' contexts under a model."""
+        return model.encode(self.histories_BS, self.lengths_B, pathways=self.pathways)
 
 
 @dataclass(frozen=True)
@@ -39,10 +46,14 @@ class Prompts:
     training: Histories
     rows: np.ndarray
     max_history_items: int
+    pathways: WindowPathways | None = None
 
     @classmethod
-    def of(cls, histories: Histories, max_history_items: int) -> "Prompts":
+    def of(cls, histories: Histories, max_history_items: int, pathways: WindowPathways | None = None) -> "Prompts":
         """The prompts in the training events of `histories`.
+
+        Args:
+            pathways: of the training events, for a model that reads any.
 
         Raises:
             DataError: no training event has another before it.
@@ -53,7 +64,7 @@ class Prompts:
         rows = np.flatnonzero(~is_first[:-1])
         if not len(rows):
             raise DataError("prompts: found no training event with a history, expected at least one. Add data.")
-        return cls(training, rows, max_history_items)
+        return cls(training, rows, max_history_items, pathways)
 
     def batch(self, rows_B: np.ndarray, device: torch.device) -> PromptBatch:
         """The prompts of these training rows."""
@@ -62,12 +73,18 @@ class Prompts:
         lengths_B = np.array([len(items) for items in recent])
         histories_BS = np.zeros((len(recent), lengths_B.max()), dtype=np.int64)
         histories_BS[np.arange(histories_BS.shape[1]) < lengths_B[:, None]] = np.concatenate(recent)
+        pathways = None
+        if self.pathways is not None:
+            requests = [self.pathways.source.before(int(row)) for row in rows_B]  # which wish for no return
+            inputs = self.pathways.reader.read(requests, lengths_B, histories_BS.shape[1])
+            pathways = {name: tensor.to(device) for name, tensor in inputs.items()}
         return PromptBatch(
             rows_B=rows_B,
             histories_BS=torch.from_numpy(histories_BS).to(device),
             lengths_B=torch.from_numpy(lengths_B).to(device),
             targets_B=np.asarray(self.training.items[rows_B]).astype(np.int64),
             seen=seen,
+            pathways=pathways,
         )
 
 
@@ -78,6 +95,7 @@ class Rollout:
     items_BG: Tensor  # int64; where `present_BG` is False, the group's first item stands in
     present_BG: Tensor
     scores_BG: Tensor  # plain log-probabilities, by which samples are ranked
+    behaviour_BG: Tensor | None = None  # log-probabilities as the objective takes them, where the policy moves on
 
 
 @torch.no_grad()
@@ -90,7 +108,7 @@ def roll_out(
         DataError: a prompt for which no item is allowed.
     """
     excluded = prompts.seen if settings.exclude_seen else None
-    context = model.encode(prompts.histories_BS, prompts.lengths_B)
+    context = prompts.encode(model)
     size, temperature = settings.group_size, settings.temperature
     if settings.kind == "beam":
         beams = beam_search(model, context, trie, size, size, excluded)

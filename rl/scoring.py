@@ -68,10 +68,10 @@ def score_codes(model: OneRec, context: Context, codes_BGL: Tensor, temperature:
 
 def _paths(trie: Trie, items_BG: Tensor) -> list[Tensor]:
     """For each level the nodes that its codes extend: the root (B, 1), then each item's own (B, G)."""
-    nodes_BG = trie.rank_of_item[items_BG].long()
+    nodes_BG = trie.ranks_of(items_BG)
     above: list[Tensor] = []
-    for offsets in reversed(trie.child_offsets[1:]):
-        nodes_BG = torch.searchsorted(offsets, nodes_BG.int(), right=True) - 1
+    for level in range(trie.num_levels - 1, 0, -1):
+        nodes_BG = trie.parents(level, nodes_BG)
         above.append(nodes_BG)
     return [torch.zeros_like(items_BG[:, :1]), *reversed(above)]
 

@@ -25,6 +25,21 @@ class RolloutSettings(Settings):
     top_p: float = Field(1.0, gt=0, le=1, description="sample: mass of the likeliest choices of a step that is kept")
     exclude_seen: bool = Field(False, description="generate no item of the prompt's history")
     updates: PositiveInt = Field(1, description="optimiser steps on each rollout; 1 is on-policy")
+    workers: int = Field(0, ge=0, description="processes of this host that generate for each trainer's; 0: it itself")
+    sync_every: PositiveInt = Field(
+        1, description="workers: rollouts from one sending of the weights to the next; 1 is on-policy"
+    )
+
+    @model_validator(mode="after")
+    def _weights_are_sent_to_someone(self) -> "RolloutSettings":
+        if self.sync_every > 1 and not self.workers:
+            raise ValueError(f"sync_every: found {self.sync_every} without workers, expected 1, or workers above 0")
+        return self
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether the policy may have moved on from the one that has generated."""
+        return self.updates > 1 or self.sync_every > 1
 
 
 class RewardSettings(Settings):
@@ -115,10 +130,11 @@ class AlignSettings(Settings):
 
     @model_validator(mode="after")
     def _rollouts_end_at_checkpoints(self) -> "AlignSettings":
-        if self.monitor.every_steps % self.rollout.updates:
+        steps_of_weights = self.rollout.updates * self.rollout.sync_every
+        if self.monitor.every_steps % steps_of_weights:
             raise ValueError(
-                f"monitor.every_steps: found {self.monitor.every_steps}, expected a multiple of rollout.updates = "
-                f"{self.rollout.updates}, so that a checkpoint never falls within a rollout"
+                f"monitor.every_steps: found {self.monitor.every_steps}, expected a multiple of rollout.updates x "
+                f"rollout.sync_every = {steps_of_weights}, so that every checkpoint begins a rollout with its weights"
             )
         return self
 

@@ -7,17 +7,19 @@ their difference has little noise.
 
 What a user watched enters his history by the rule that made the log into training data (`data.min_feedback`). Nothing
 of the history, and nothing shown earlier in the session, is to be shown again: what a feed asks of the server by
-`exclude_seen` and `exclude`.
+`exclude_seen` and `exclude`. What is known of an event is known of those that come in play too, but for the time: the
+grid has no clock.
 
 Shapes: U users of the simulation, B users who ask at a step, n places of a slate, E exposures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
+from onerec.data.pathways import History, UserEvents, events_of
 from onerec.errors import ConfigError
 from onerec.world.outcomes import Outcomes
 from onerec.world.sessions import contentment, returns, stays
@@ -32,7 +34,7 @@ class Visitors:
     """Users who ask for a slate."""
 
     state: UserState  # the truth about them, for the oracle alone
-    histories: list[np.ndarray]  # item indices, oldest first
+    histories: list[UserEvents]  # oldest first
     excluded: list[np.ndarray]  # items that may not be shown
 
 
@@ -69,7 +71,7 @@ class Simulation:
 
     Args:
         users_U: the world's numbers of the users.
-        histories: items that each has watched before, oldest first.
+        histories: what each has watched before, oldest first.
         min_feedback: least value of every named feedback for an exposure to enter the history.
         num_sessions: occasions for a session; all users take the first.
         max_requests: slates of a session at most.
@@ -80,7 +82,7 @@ class Simulation:
 
     world: World
     users_U: np.ndarray
-    histories: Sequence[np.ndarray]
+    histories: Sequence[History]
     min_feedback: Mapping[str, float]
     num_sessions: int
     max_requests: int
@@ -112,7 +114,7 @@ class _Rounds:
         num_users = len(simulation.users_U)
         self._simulation, self._player = simulation, player
         self._state = simulation.start
-        self._histories = [np.asarray(history, dtype=np.int64) for history in simulation.histories]
+        self._histories = [replace(events_of(history), timestamps=None) for history in simulation.histories]
         self._shown = [np.empty(0, np.int64)] * num_users  # in this session
         self._present_U = np.zeros(num_users, dtype=bool)
         self._contentment_U = np.zeros(num_users)  # summed over this session's slates
@@ -157,19 +159,30 @@ class _Rounds:
         return Visitors(
             take(self._state, rows_B),
             [self._histories[user] for user in rows_B],
-            [np.concatenate([self._histories[user], self._shown[user]]) for user in rows_B],
+            [np.concatenate([self._histories[user].items, self._shown[user]]) for user in rows_B],
         )
 
     def _record(self, state: UserState, rows_B: np.ndarray, slates_Un: np.ndarray, outcomes: Outcomes) -> None:
         """Write the exposures down, and let the histories grow."""
         slates_Bn, shown_Bn = slates_Un[rows_B], outcomes.shown[rows_B]
-        expected_Bn = self._simulation.world.chances(take(state, rows_B), slates_Bn).watch_seconds
+        chances = self._simulation.world.chances(take(state, rows_B), slates_Bn)
+        feedback = {name: getattr(outcomes, name)[rows_B] for name in _FEEDBACK}
         kept_Bn = shown_Bn.copy()
         for name, least in self._simulation.min_feedback.items():
-            kept_Bn &= getattr(outcomes, name)[rows_B] >= least
+            kept_Bn &= feedback[name] >= least
         users_Bn = np.broadcast_to(rows_B[:, None], slates_Bn.shape)
-        columns = (users_Bn, slates_Bn, expected_Bn, outcomes.watch_seconds[rows_B], outcomes.like[rows_B])
+        columns = (users_Bn, slates_Bn, chances.watch_seconds, feedback["watch_seconds"], feedback["like"])
         self._exposures.append(tuple(column[shown_Bn] for column in columns))
+        feedback["duration_seconds"] = chances.duration_seconds
         for row, user in enumerate(rows_B):
             self._shown[user] = np.concatenate([self._shown[user], slates_Bn[row, shown_Bn[row]]])
-            self._histories[user] = np.concatenate([self._histories[user], slates_Bn[row, kept_Bn[row]]])
+            kept_n = kept_Bn[row]
+            known = {name: values_Bn[row, kept_n] for name, values_Bn in feedback.items()}
+            self._histories[user] = _grown(self._histories[user], slates_Bn[row, kept_n], known)
+
+
+def _grown(events: UserEvents, items: np.ndarray, feedback: Mapping[str, np.ndarray]) -> UserEvents:
+    """The events with further ones, in the columns that they have; NaN where nothing is known of these."""
+    unknown = np.full(len(items), np.nan)
+    columns = {name: np.concatenate([values, feedback.get(name, unknown)]) for name, values in events.feedback.items()}
+    return replace(events, items=np.concatenate([events.items, items]), feedback=columns)

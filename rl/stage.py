@@ -7,37 +7,38 @@ runs/<name>/align-checkpoints/  what a stopped training goes on from
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from transformers.trainer_utils import set_seed
 
 from kernels.denormals import flushed_denormals
-from onerec.bundle import build_trie, write_bundle
+from onerec.bundle import write_bundle
 from onerec.data.histories import Split
-from onerec.decoding.recommender import OneRecRecommender
-from onerec.decoding.trie import Trie
 from onerec.errors import ConfigError
 from onerec.evaluation.evaluator import Evaluation, evaluate
 from onerec.evaluation.results import Run
-from onerec.evaluation.settings import EvaluationSettings
 from onerec.model.onerec import OneRec
+from onerec.model.preference.artefact import KIND as REWARD_KIND
+from onerec.model.preference.artefact import load_reward_model
 from onerec.pipeline import Pipeline
 from onerec.training.checkpoints import latest_checkpoint
 from onerec.training.pretraining import ARTIFACT_KIND as PRETRAIN_KIND
 from onerec.training.pretraining import load_pretrained, training_windows
 from rl.experience import ExperienceMaker
+from rl.generation import Generate, RolloutPlan
 from rl.monitor import Baseline, probe
 from rl.policy import Policy
-from rl.preference.artefact import KIND as REWARD_KIND
-from rl.preference.artefact import load_reward_model
 from rl.rewards.combined import ItemRewards
 from rl.rewards.preference import PreferenceReward, PreferenceRewardSettings
-from rl.rollout import Prompts
 from rl.settings import AlignSettings
 from rl.supervision import SupervisedWindows, kept_targets
 from rl.trainer import AlignTrainer, Overseer, training_arguments
+from rl.workers import started_workers
 from tokenizer.artifacts import (
     MANIFEST_NAME,
     atomic_file,
@@ -76,10 +77,11 @@ def align(pipeline: Pipeline, settings: AlignSettings) -> None:
         _bind(work, settings)
     set_seed(pipeline.config.seed)
     alignment = _Alignment.open(pipeline, settings)
-    trainer = alignment.trainer(work)
-    resume_from = latest_checkpoint(work)
-    with explained_os_errors(work):
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    with alignment.generation() as generate:
+        trainer = alignment.trainer(work, generate)
+        resume_from = latest_checkpoint(work)
+        with explained_os_errors(work):
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     if trainer.stop_reason is not None:
         pipeline.console.print(f"align: stopped, {trainer.stop_reason}; the last good weights are kept")
     if trainer.is_world_process_zero():
@@ -95,29 +97,43 @@ class _Alignment:
     settings: AlignSettings
     model: OneRec
     reference: OneRec
-    trie: Trie
-    prompts: Prompts
+    plan: RolloutPlan
 
     @classmethod
     def open(cls, pipeline: Pipeline, settings: AlignSettings) -> "_Alignment":
         pretrained = pipeline.folder / "pretrain"
         device = pipeline.processes.device
         model = load_pretrained(pretrained, pipeline.table).to(device)
+        if model.config.session_items:
+            raise ConfigError(
+                f"align: found a model of lists of {model.config.session_items} items, expected one of single items. "
+                "Train it with model.session_items=0."
+            )
         reference = load_pretrained(settings.objective.reference or pretrained, pipeline.table).to(device)
-        prompts = Prompts.of(pipeline.data.histories, model.config.max_history_items)
-        trie = build_trie(pipeline.table).to(device)
-        return cls(pipeline, settings, model, reference.requires_grad_(False), trie, prompts)
+        plan = RolloutPlan.open(pipeline, model, settings)
+        return cls(pipeline, settings, model, reference.requires_grad_(False), plan)
 
-    def trainer(self, work: Path) -> AlignTrainer:
+    @contextmanager
+    def generation(self) -> Iterator[Generate]:
+        """What generates rollouts: workers where the config asks for them, else the trainer itself."""
+        if self.settings.rollout.workers:
+            with started_workers(self.pipeline, self.plan) as workers:
+                yield workers
+            return
+        processes = self.pipeline.processes
+        share = {"share": processes.process_index, "num_shares": processes.num_processes}
+        yield partial(self.plan.generate, **share)
+
+    def trainer(self, work: Path, generate: Generate) -> AlignTrainer:
         """The trainer, with everything it measures by."""
         settings, seed = self.settings, self.pipeline.config.seed
         args = training_arguments(settings, work, seed)
         table, items = self.pipeline.table, self.pipeline.data.items
         rewards = ItemRewards(settings.reward, table.codes_NL, items, self._preference())
         shard = (args.process_index, args.world_size)
-        maker = ExperienceMaker(self.prompts, self.trie, rewards, settings, seed, *shard)
+        maker = ExperienceMaker(self.plan, generate, rewards, *shard)
         windows = self._supervised_windows(*shard)
-        policy = Policy(self.model, self.trie, settings)
+        policy = Policy(self.model, self.plan.trie, settings)
         return AlignTrainer(policy, self.reference, maker, windows, settings, self._overseer(work), args)
 
     def _preference(self) -> PreferenceReward | None:
@@ -127,7 +143,7 @@ class _Alignment:
             return None
         model = load_reward_model(_reward_folder(self.pipeline, wanted), self.pipeline.table)
         judge = model.to(self.pipeline.processes.device)
-        return PreferenceReward(judge, self.prompts.training, wanted.weights, "align.reward.preference.weights")
+        return PreferenceReward(judge, self.plan.prompts.training, wanted.weights, "align.reward.preference.weights")
 
     def publish(self, good: Path, folder: Path, trainer: AlignTrainer) -> None:
         """Write a bundle to serve, then the artefact: weights, log, figures before and after, and the manifest."""
@@ -146,7 +162,7 @@ class _Alignment:
         )
         results = pipeline.results_beside(run)
         parts = (aligned, pipeline.table, pipeline.data, results, pipeline.config)
-        write_bundle(self._bundle, *parts, inputs, pipeline.folder / "tokenizer")
+        write_bundle(self._bundle, *parts, inputs, pipeline.folder / "tokenizer", self._bundled_reward())
         step = json.loads((good / "step.json").read_text(encoding="utf-8"))["step"]
         details = {"step": step, "steps_trained": trainer.state.global_step, "stop_reason": trainer.stop_reason}
         with atomic_folder(folder) as temporary:
@@ -164,6 +180,11 @@ class _Alignment:
             write_manifest(temporary, ARTIFACT_KIND, inputs, hash_settings(self.settings), details)
         self._print_outcome(before, after, step)
 
+    def _bundled_reward(self) -> Path | None:
+        """The reward model that serving may select by: the one aligned with, else the run's own, where there is one."""
+        wanted = self.settings.reward.preference
+        return self.pipeline.reward if wanted is None else _reward_folder(self.pipeline, wanted)
+
     @property
     def _bundle(self) -> Path:
         return self.pipeline.folder / "align-bundle"
@@ -179,20 +200,21 @@ class _Alignment:
         settings = self.settings.supervised
         if not settings.weight:
             return None
-        windows = training_windows(self.pipeline.data.histories, self.model)
-        kept_N = kept_targets(self.prompts.training, settings)
+        windows = training_windows(self.pipeline.data.histories, self.model, self.pipeline.fit_pathways())
+        kept_N = kept_targets(self.plan.prompts.training, settings)
         positions, seed = settings.max_positions_per_step, self.pipeline.config.seed
         return SupervisedWindows(windows, kept_N, self.settings.steps, positions, seed, rank, num_processes)
 
     def _overseer(self, work: Path) -> Overseer:
         chooser = np.random.default_rng(self.pipeline.config.seed)
-        num_probes = min(self.settings.monitor.probe_prompts, len(self.prompts.rows))
-        probed = self.prompts.batch(chooser.choice(self.prompts.rows, num_probes, replace=False), self.model.device)
+        prompts, trie, seed = self.plan.prompts, self.plan.trie, self.plan.seed
+        num_probes = min(self.settings.monitor.probe_prompts, len(prompts.rows))
+        probed = prompts.batch(chooser.choice(prompts.rows, num_probes, replace=False), self.model.device)
         metric = self.pipeline.config.training.selection_metric
 
         def measure(model: OneRec, reference: OneRec) -> dict[str, float]:
             held_out = {f"eval_{name}": value for name, value in self._held_out(model).items()}
-            return {**held_out, **probe(model, reference, probed, self.trie, self.pipeline.config.seed)}
+            return {**held_out, **probe(model, reference, probed, trie, seed)}
 
         def keep(model: OneRec, step: int) -> None:
             with atomic_folder(work / _GOOD) as temporary:
@@ -203,7 +225,7 @@ class _Alignment:
         if self.pipeline.processes.is_main_process and latest_checkpoint(work) is None:
             keep(self.model, 0)
         baseline = Baseline(metric=first[f"eval_{metric}"], legality=first["legality"])
-        counts_N = self.prompts.training.item_counts(self.pipeline.data.num_items)
+        counts_N = prompts.training.item_counts(self.pipeline.data.num_items)
         return Overseer(measure, keep, baseline, metric, counts_N)
 
     def _held_out(self, model: OneRec) -> dict[str, float]:
@@ -215,23 +237,18 @@ class _Alignment:
         }
         settings = self.pipeline.config.evaluation.model_copy(update=changes)
         data = self.pipeline.data
-        evaluations = evaluate(self._recommender(model, settings), data, Split.VALIDATION, settings, False)
+        evaluations = evaluate(self.pipeline.recommender(model), data, Split.VALIDATION, settings, False)
         evaluation = evaluations["validation"]
         return {**evaluation.metrics, **evaluation.exposure}
 
     def _evaluate(self, model: OneRec) -> dict[str, Evaluation]:
         """Validation and test under every protocol of the run's config."""
         settings = self.pipeline.config.evaluation
-        recommender = self._recommender(model, settings)
+        recommender = self.pipeline.recommender(model)
         validation, test = (
             evaluate(recommender, self.pipeline.data, s, settings) for s in (Split.VALIDATION, Split.TEST)
         )
         return validation | test
-
-    def _recommender(self, model: OneRec, settings: EvaluationSettings) -> OneRecRecommender:
-        decoding = self.pipeline.config.decoding
-        num_beams = max(decoding.num_beams, settings.list_length)
-        return OneRecRecommender(model, self.trie, num_beams, decoding.precision)
 
 
 def _require_finished(folder: Path, pipeline: Pipeline, settings: AlignSettings) -> None:

@@ -6,10 +6,11 @@ Shapes: B windows, P targets of a window.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from accelerate.utils import send_to_device
 
 from onerec.data.batches import IGNORED_TARGET, TrainingWindows, bucketed_batches
 from onerec.data.histories import Histories
@@ -33,7 +34,7 @@ def kept_targets(training: Histories, settings: SupervisedSettings) -> np.ndarra
 class SupervisedBatch:
     """Arguments of the model, and whether their loss counts: every process takes every step, if only for nothing."""
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]  # tensors, and a dictionary of them for a model with pathways
     counted: bool
 
 
@@ -77,7 +78,7 @@ class SupervisedWindows:
             kept_BP = all_BP.masked_fill(dropped_BP, IGNORED_TARGET)
             counted = counted and bool((kept_BP != IGNORED_TARGET).any())
             batch["target_items"] = kept_BP if counted else all_BP
-        return SupervisedBatch({name: tensor.to(device) for name, tensor in batch.items()}, counted)
+        return SupervisedBatch(send_to_device(batch, device), counted)
 
     def _target_rows(self, windows: np.ndarray, num_targets: int) -> np.ndarray:
         """Training row (B, P) of every target, of any row where there is none."""

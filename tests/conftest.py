@@ -112,7 +112,7 @@ def _small_results() -> Any:
     figures: dict[str, Any] = {"invalid_rate": 0.0, "unfilled_rate": 0.0, "minutes": 1.0, "parameters": 5}
     figures |= {"requests_per_s": 1.0, "unreachable_targets": 0, "empty_histories": 0, "exposure": {}, "slices": {}}
     summary = RecommenderSummary(**figures, **{"recall@10": metric, "ndcg@10": metric})
-    return Results(dataset="small films", seeds=[0], rows={}, settings={}, test_unseen={"onerec": summary})
+    return Results(dataset="small films", seeds=[0], rows={}, settings={"ks": [10]}, test_unseen={"onerec": summary})
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 from onerec.bundle import KIND, Bundle, build_trie, register_auto_classes
 from onerec.decoding.recommender import OneRecRecommender
 from onerec.errors import ArtifactError
+from onerec.evaluation.results import RecommenderSummary
 from onerec.model.onerec import OneRec
 from tokenizer.artifacts import MANIFEST_NAME, write_manifest
 from tokenizer.table import SemanticIdTable
@@ -105,6 +106,17 @@ def test_parts_of_different_runs_are_not_written(small_run, tmp_path):
     with pytest.raises(ArtifactError, match="catalogue of 39 items, expected the 40"):
         dataclasses.replace(small_run, data=fewer).write_bundle(tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_model_card_shows_what_was_measured(small_run, tmp_path):
+    metric = small_run.results.under("test_unseen")["onerec"].metrics["recall@10"]
+    summary = small_run.results.under("test_unseen")["onerec"].model_dump(exclude={"recall@10", "ndcg@10"})
+    summary = RecommenderSummary(**summary, **{"recall@5": metric, "ndcg@5": metric})
+    results = small_run.results.model_copy(update={"settings": {"ks": [1, 5]}, "test_unseen": {"onerec": summary}})
+    folder = dataclasses.replace(small_run, results=results).write_bundle(tmp_path / "bundle")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| | Recall@5 | NDCG@5 | invalid items |" in card
+    assert "| onerec | 0.1250 | 0.1250 | 0.0 |" in card
 
 
 def test_model_card(small_run, small_bundle):

@@ -1,6 +1,8 @@
-"""A run whose model has pathways, through `train.main`: trained, evaluated, bundled, and the same scores from each."""
+"""A run whose model has pathways, and HSTU blocks that read times, through `train.main`: trained, evaluated, bundled,
+served, and the same scores from each."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,9 @@ from onerec.data.histories import Split
 from onerec.data.pathways import EventSource
 from onerec.evaluation.runs import load_run
 from onerec.pipeline import Pipeline
+from onerec.serving.engine import Engine
+from onerec.serving.limits import Limits
+from onerec.serving.schema import RecommendRequest
 from tokenizer.settings import load_settings
 
 CONFIG = """
@@ -31,7 +36,9 @@ model:
   num_context_layers: 1
   num_decoder_layers: 1
   max_history_items: 6
+  context_block: hstu
   pathways:
+    times: true
     static: {features: [user_id]}
     short_term: {}
     positive: {column: click, length: 8}
@@ -64,6 +71,26 @@ def test_bundle_and_evaluation_rank_alike(folder: Path) -> None:
     assert evaluation.metrics["recall@10"] == pytest.approx(hits.mean())
     bare = bundle.recommender().recommend([events.items for events in requests], 10, exclude_seen=False)
     assert not np.array_equal(bare.items_BK, ranking.items_BK)
+
+
+def test_the_endpoint_scores_what_is_evaluated(folder: Path) -> None:
+    pipeline = Pipeline.open(load_settings(RunConfig, folder / "config.yaml"), folder.parent)
+    bundle, histories = Bundle.load(folder / "bundle"), pipeline.data.histories
+    row = int(histories.targets(Split.TEST)[5])
+    events = EventSource(histories, pipeline.data.users.select("user_id").to_dicts()).before(row)
+    feedback = {name: values.tolist() for name, values in events.feedback.items()}
+    engine, ids = Engine(bundle, Limits()), bundle.items["item_id"].to_list()
+
+    def answer(**known: Any) -> list[Any]:
+        request = {"history": [ids[item] for item in events.items], "known": known, "profile": events.profile}
+        found = engine.answer([engine.query(RecommendRequest(**request, exclude_seen=False))])[0]
+        return [(item.id, pytest.approx(item.score, rel=1e-5)) for item in found.items]
+
+    ranking = bundle.recommender().recommend([events], 10, exclude_seen=False)
+    expected = [(ids[item], score) for item, score in zip(ranking.items_BK[0], ranking.scores_BK[0], strict=True)]
+    served = answer(timestamps=events.timestamps.tolist(), feedback=feedback)
+    assert served == expected
+    assert answer(feedback=feedback) != expected
 
 
 def test_a_feature_that_the_data_lack_ends_the_run_before_training(

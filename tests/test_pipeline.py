@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 import yaml
+from torch import Tensor
 
 import train
 from onerec.bundle import Bundle
@@ -22,12 +24,13 @@ from onerec.data.prepared import PreparedData
 from onerec.data.settings import DataSettings
 from onerec.data.sources.world import load as load_world
 from onerec.errors import ArtifactError, ConfigError
+from onerec.evaluation.__main__ import main as summarize
 from onerec.model.onerec import OneRec
 from onerec.pipeline import STAGES, Pipeline
 from onerec.training import checkpoints
 from onerec.training.checkpoints import publish_checkpoint
 from onerec.world.settings import WorldSettings
-from tokenizer.artifacts import read_manifest
+from tokenizer.artifacts import read_manifest, write_manifest
 from tokenizer.fit import load_pieces
 from tokenizer.settings import load_settings
 from tokenizer.table import SemanticIdTable
@@ -43,12 +46,17 @@ tokenizer:
   quantizer: {codes_per_level: [8, 8], iterations: 5}
 model: {d_model: 16, num_heads: 2, d_ff: 32, num_context_layers: 1, num_decoder_layers: 1, max_history_items: 8}
 training: {epochs: 1, evaluate_every_epochs: 1, max_positions_per_step: 256, warmup_steps: 2, logging_steps: 2}
-decoding: {num_beams: 5}
+decoding: {num_beams: 5, rescoring: 0.5}
 evaluation: {ks: [1, 5, 10], bootstrap_samples: 20}
 baselines:
   sasrec: {width: 8, num_blocks: 1, epochs: 1}
+  tiger: {num_layers: 1, width: 16, num_heads: 2, head_width: 8, feed_forward_width: 32, num_steps: 3, num_beams: 4}
 """
-EVALUATED = ["onerec", "popularity", "item-knn", "sasrec"]
+BEHAVIOUR = [  # a tokenizer whose vectors are learnt from events
+    "tokenizer.text={weight: 0, columns: [item_id], cache_folder: ''}",
+    "tokenizer.behaviour={weight: 0.3, num_layers: 1, width: 8, num_heads: 2, training: {steps: 3, batch_size: 8}}",
+]
+EVALUATED = ["onerec", "onerec-beam", "popularity", "item-knn", "sasrec", "tiger"]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +107,9 @@ def test_every_artefact_has_its_manifest(runs: Path) -> None:
     expected = {"data": data_hash, "pretrain": pretrain_hash, "table": table_hash}
     assert manifests["bundle"].inputs == {**expected, "tokenizer": manifests["tokenizer"].content_hash}
     for name in EVALUATED:
-        assert read_manifest(folder / "evaluations" / name, "evaluation").inputs == {"data": data_hash}
+        of_model = {"pretrain": pretrain_hash}
+        more = {"onerec": of_model, "onerec-beam": of_model, "tiger": {"table": table_hash}}.get(name, {})
+        assert read_manifest(folder / "evaluations" / name, "evaluation").inputs == {"data": data_hash, **more}
     assert load_settings(RunConfig, folder / "config.yaml").name == "tiny"
 
 
@@ -110,6 +120,32 @@ def test_metrics_can_be_read(runs: Path) -> None:
         for of_recommender in metrics[protocol].values():
             assert 0 <= of_recommender["recall@10"]["mean"] <= 1
         assert metrics[protocol]["onerec"]["invalid_rate"] == 0
+
+
+def test_rescored_and_plain_beams_are_evaluated_apart(runs: Path) -> None:
+    metrics = json.loads((runs / "tiny" / "report" / "metrics.json").read_text())["validation"]
+    assert metrics["onerec"]["ndcg@10"] != metrics["onerec-beam"]["ndcg@10"]
+    assert metrics["onerec"]["parameters"] == metrics["onerec-beam"]["parameters"]
+
+
+def test_one_run_summarised_as_several_is_its_own_results(runs: Path, tmp_path: Path) -> None:
+    assert summarize([str(runs / "tiny"), "--out", str(tmp_path / "out")]) == 0
+    found, expected = (
+        json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "out", runs / "tiny" / "report")
+    )
+    assert found == expected
+
+
+def test_baselines_follow_the_seed_of_the_run(runs: Path, config: Path, tmp_path: Path) -> None:
+    def weights(name: str, *overrides: str) -> Tensor:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data").symlink_to(runs / "tiny" / "data")
+        pipeline = Pipeline.open(load_settings(RunConfig, config, [f"name={name}", *overrides]), tmp_path)
+        return pipeline._fit_sasrec(pipeline.config.baselines.sasrec).network.items.weight
+
+    first, other = weights("first"), weights("other", "seed=2")
+    assert not torch.equal(first, other)
+    torch.testing.assert_close(weights("same", "baselines.sasrec.seed=2"), other, rtol=0, atol=0)
 
 
 def test_the_report_needs_nothing_but_itself(runs: Path) -> None:
@@ -142,9 +178,15 @@ def test_running_again_keeps_everything_but_the_report(runs: Path, run, capsys: 
         assert f"{name}: found the finished artefact, kept" in printed
 
 
-def test_stages_alone_equal_the_whole(runs: Path, run, tmp_path: Path) -> None:
+def test_stages_alone_equal_the_whole(runs: Path, run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = {}
     for stage in STAGES:
         assert run(stage=stage) == 0
+        printed[stage] = capsys.readouterr().out
+    assert "synthetic short-video world, licence: none needed" in printed["data"]
+    assert "dropped: nothing" in printed["data"]
+    assert "Test, seen items excluded" in printed["report"]
+    assert f"Serve it:  python serve.py --bundle {tmp_path / 'tiny' / 'bundle'}" in printed["report"]
     for name in ("data", "tokenizer", "pretrain"):
         whole, alone = (read_manifest(root / "tiny" / name, name) for root in (runs, tmp_path))
         differing = {file for file in whole.files if whole.files[file] != alone.files[file]}
@@ -188,6 +230,33 @@ def test_a_run_folder_of_another_config_is_refused(runs: Path, run, capsys: pyte
     assert "seed: found 0, expected 7" in message
     assert "training.epochs: found 1, expected 2" in message
     assert contents(runs) == before
+
+
+def test_artefacts_made_from_other_data_are_refused(
+    runs: Path, run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("name=other", "data.world.seed=1", stage="data") == 0
+    shutil.copytree(runs / "tiny", tmp_path / "tiny")
+    shutil.rmtree(tmp_path / "tiny" / "data")
+    (tmp_path / "other" / "data").rename(tmp_path / "tiny" / "data")
+    capsys.readouterr()
+    for stage, name in zip(STAGES[1:], ("tokenizer", "pretrain", "onerec", "bundle", "onerec"), strict=True):
+        assert run(stage=stage) == 1
+        message = capsys.readouterr().err
+        assert re.search(rf"{name}: its data: found hash \w{{64}}, expected \w{{64}}\. Delete .*{name} and", message)
+
+
+def test_an_evaluation_of_other_weights_is_refused(
+    runs: Path, run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs / "tiny", tmp_path / "tiny")
+    folder = tmp_path / "tiny" / "pretrain"
+    manifest = read_manifest(folder, "pretrain")
+    (folder / "log_history.json").write_text("[]")
+    write_manifest(folder, "pretrain", manifest.inputs, manifest.config_hash, manifest.details)
+    for stage, name in (("evaluate", "onerec"), ("bundle", "bundle"), ("report", "onerec")):
+        assert run(stage=stage) == 1
+        assert f"{name}: its pretrain: found hash" in capsys.readouterr().err
 
 
 def test_a_damaged_config_in_the_run_folder_is_told(run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -344,6 +413,7 @@ def test_a_marker_in_the_test_period_changes_nothing_that_is_trained(
     folders = {}
     for name, source in (("clean", world), ("marked", marked)):
         overrides = ["data.source=parquet", f"data.path={source}", "data.policies={duplicates: keep}", f"name={name}"]
+        overrides += BEHAVIOUR
         for stage in ("data", "tokenizer", "pretrain"):
             assert run(*overrides, stage=stage) == 0
         folders[name] = tmp_path / name

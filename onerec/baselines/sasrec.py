@@ -49,7 +49,7 @@ class SasRecSettings(Settings):
     epochs: int = Field(60, ge=1, description="at most so many passes (study: 200)")
     evaluate_every_epochs: int = Field(5, ge=1, description="passes between validations")
     patience: int = Field(4, ge=1, description="validations without improvement before training stops")
-    seed: int = Field(0, ge=0, description="of weights, dropout, negatives and order")
+    seed: int = Field(0, ge=0, description="of weights, dropout, negatives and order; the run's is added to it")
 
 
 Validate = Callable[["SasRec"], float]

@@ -53,7 +53,7 @@ class TigerSettings(Settings):
     weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
     num_beams: int = Field(50, ge=1, description="Beams, raised to the length of the list asked for.")
     decoding_batch_size: int = Field(32, ge=1, description="Histories decoded at a time.")
-    seed: int = Field(0, ge=0, description="Seed of weights, dropout and the order of samples.")
+    seed: int = Field(0, ge=0, description="Of weights, dropout and the order of samples; the run's is added.")
 
 
 class FlatCodes:

@@ -13,7 +13,7 @@ from tokenizer.settings import apply_override, build_settings, read_yaml
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 on success, 1 after an error that is printed."""
+    """Run one command; 0 on success, 1 after an error that is printed, 130 after Ctrl-C."""
     arguments = _build_parser().parse_args(argv)
     try:
         if arguments.command == "sources":
@@ -24,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OneRecError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nstopped; what has been downloaded is kept. The same command goes on from here.", file=sys.stderr)
+        return 130
     return 0
 
 

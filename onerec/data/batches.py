@@ -7,14 +7,18 @@ Shapes: B batch, S input items of a window, P targets a row (S + 1, or 1 in the 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from onerec.data.histories import Histories
 from onerec.data.pathways import WindowPathways
+
+if TYPE_CHECKING:
+    from onerec.data.sliding import SlidingEpochs
+    from onerec.data.targets import FutureTargets
 
 IGNORED_TARGET = -100
 _BUCKETING_BATCHES = 32  # windows are sorted by length within the span of this many batches, so that order stays random
@@ -33,6 +37,9 @@ class TrainingWindows:
     first_targets: np.ndarray
     one_target: bool
     pathways: WindowPathways | None = None  # what a model with pathways reads beside the items
+    weights: np.ndarray | None = None  # how much each row counts as a target, 0 for not at all; None: all the same
+    future: "FutureTargets | None" = None  # targets from further ahead; None: the rows themselves
+    sliding: "SlidingEpochs | None" = None  # which windows an epoch reads; None: all of them
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -51,30 +58,59 @@ class TrainingWindows:
     @property
     def num_targets(self) -> int:
         """Targets of one pass over all windows."""
-        return int((self.stops - self.first_targets).sum())
+        return int(self._count_targets().sum())
 
-    def collate(self, windows: np.ndarray) -> dict[str, Any]:
+    def of_epoch(self, epoch: int) -> np.ndarray:
+        """The windows that an epoch reads, ascending."""
+        return np.arange(len(self)) if self.sliding is None else self.sliding.windows(epoch)
+
+    def with_targets(self) -> "TrainingWindows":
+        """The same without windows that have no target."""
+        kept = self._count_targets() > 0
+        parts = {name: getattr(self, name)[kept] for name in ("starts", "stops", "first_targets")}
+        return replace(self, sliding=None if self.sliding is None else self.sliding.select(kept), **parts)
+
+    def collate(self, windows: np.ndarray, epoch: int = 0) -> dict[str, Any]:
         """Right-padded `input_ids` (B, S), item index + 1, and `target_items` (B, P), -100 where there is none.
 
-        Beside them `pathways`, a dictionary of tensors, where the model reads any.
+        Beside them `pathways`, a dictionary of tensors, where the model reads any, and `target_weights` (B, P) where
+        targets have some. The epoch matters for targets from further ahead alone.
 
         P is 1 + S less the leading positions of which no window has a target.
         """
         starts, lengths = self.starts[windows], self.num_positions[windows] - 1
         num_items = max(int(lengths.max()), 1)
         inputs_BS = self._gather(starts, lengths, num_items)
-        if self.one_target:
-            targets_BP = self.items[self.stops[windows] - 1].astype(np.int64)[:, None]
-        else:
-            targets_BP = self._gather(starts, lengths + 1, num_items + 1) - 1
-            rows_BP = starts[:, None] + np.arange(num_items + 1)
-            counted_BP = (rows_BP >= self.first_targets[windows][:, None]) & (targets_BP >= 0)
-            first = counted_BP.any(axis=0).argmax()
-            targets_BP = np.where(counted_BP, targets_BP, IGNORED_TARGET)[:, first:]
+        rows_BP, counted_BP = self._target_rows(windows, num_items)
+        if self.future is not None:
+            rows_BP = self.future.draw(rows_BP, epoch)
+        targets_BP = np.where(counted_BP, self.items[rows_BP].astype(np.int64), IGNORED_TARGET)
         batch: dict[str, Any] = {"input_ids": torch.from_numpy(inputs_BS), "target_items": torch.from_numpy(targets_BP)}
+        if self.weights is not None:
+            batch["target_weights"] = torch.from_numpy(self.weights[rows_BP] * counted_BP)
         if self.pathways is not None:
             batch["pathways"] = self.pathways.read(starts, self.stops[windows], num_items)
         return batch
+
+    def _target_rows(self, windows: np.ndarray, num_items: int) -> tuple[np.ndarray, np.ndarray]:
+        """The row (B, P) that follows each position, any one where none does, and whether it is a target."""
+        if self.one_target:
+            rows_BP = self.stops[windows][:, None] - 1
+            return rows_BP, np.ones_like(rows_BP, dtype=bool)
+        rows_BP = self.starts[windows][:, None] + np.arange(num_items + 1)
+        counted_BP = (rows_BP >= self.first_targets[windows][:, None]) & (rows_BP < self.stops[windows][:, None])
+        rows_BP = np.where(counted_BP, rows_BP, 0)
+        if self.weights is not None:
+            counted_BP &= self.weights[rows_BP] > 0
+        first = counted_BP.any(axis=0).argmax()
+        return rows_BP[:, first:], counted_BP[:, first:]
+
+    def _count_targets(self) -> np.ndarray:
+        """Targets of each window."""
+        if self.weights is None:
+            return self.stops - self.first_targets
+        before = np.concatenate([[0], np.cumsum(self.weights > 0)])
+        return before[self.stops] - before[self.first_targets]
 
     def _gather(self, starts: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
         """Item index + 1 of `lengths` rows from `starts` on, 0 in the padding."""

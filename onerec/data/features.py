@@ -22,6 +22,7 @@ import polars as pl
 from onerec.data.histories import Histories
 from onerec.data.pathway_settings import CategorySpec, NumberSpec, PathwaySettings, PathwaySpec
 from onerec.data.prepared import PreparedData
+from onerec.data.returns import returns_of
 from onerec.data.schema import ResolvedSchema
 from onerec.data.tables import TIMESTAMP, USER
 from onerec.errors import ConfigError, DataError, suggest_nearest
@@ -97,6 +98,7 @@ def fit_pathways(settings: PathwaySettings, data: PreparedData, vectors_NV: np.n
         static=tuple(category for category, _ in static),
         categories=tuple(category for category, _ in categories),
         numbers=tuple(NumberSpec(name=name, edges=_edges(name, training, tables.num_buckets)) for name in number_names),
+        returns=_fit_returns(resolved, training),
         vector_width=vectors_NV.shape[1],
     )
     return FittedPathways(
@@ -119,7 +121,7 @@ def resolve_features(settings: PathwaySettings, schema: ResolvedSchema) -> Pathw
     """The same settings with every `auto` as the names that the schema has.
 
     Raises:
-        ConfigError: a name that the schema lacks, with the nearest that it has.
+        ConfigError: a name that the schema lacks, with the nearest that it has, or times of data without timestamps.
     """
     of_users = list(schema.user_category_columns)
     of_events = [*schema.category_columns, *schema.feedback, *([TIMESTAMP] if schema.has_time else [])]
@@ -139,6 +141,13 @@ def resolve_features(settings: PathwaySettings, schema: ResolvedSchema) -> Pathw
             changes[name] = pathway.model_copy(update={"features": features})
     if settings.positive is not None:
         _require("positive.column", [settings.positive.column], list(schema.feedback))
+    if settings.returns is not None:
+        _require("returns.columns", settings.returns.columns, list(schema.feedback))
+    if settings.times and not schema.has_time:
+        raise ConfigError(
+            "model.pathways.times: found events without timestamps, expected them. Leave times out, or map the column "
+            "as data.columns.timestamp."
+        )
     return settings.model_copy(update=changes)
 
 
@@ -200,6 +209,29 @@ def _edges(name: str, training: Histories, num_buckets: int) -> tuple[float, ...
         return fit_edges(np.asarray(training.feedback[name]), num_buckets)
     except DataError as error:
         raise DataError(f"model.pathways: feature {name!r}: {error}. Leave it out.") from None
+
+
+def _fit_returns(settings: PathwaySettings, training: Histories) -> tuple[NumberSpec, ...]:
+    """Buckets of the returns that can be wished for.
+
+    Raises:
+        DataError: a column of which nothing is recorded, or one value alone, so that there is nothing to wish for.
+    """
+    wanted = settings.returns
+    if wanted is None:
+        return ()
+    specs = []
+    for name, returns_N in zip(wanted.columns, returns_of(training, wanted.columns, wanted.horizon).T, strict=True):
+        known = returns_N[~np.isnan(returns_N)]
+        edges = tuple(edge for edge in fit_edges(known, wanted.num_buckets) if edge > known.min()) if len(known) else ()
+        if not edges:
+            found = f"the value {known[0]:g} everywhere" if len(known) else "nothing recorded"
+            raise DataError(
+                f"model.pathways.returns: found {found} in {name!r}, expected returns that differ. Leave the column "
+                "out, or train on events that were not filtered by it (data.min_feedback)."
+            )
+        specs.append(NumberSpec(name=name, edges=edges))
+    return tuple(specs)
 
 
 def _cluster_vectors(settings: PathwaySettings, vectors_NV: np.ndarray | None, num_items: int) -> np.ndarray:

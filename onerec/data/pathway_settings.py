@@ -56,6 +56,17 @@ class LifelongSettings(EventSettings):
     num_blocks: PositiveInt = Field(2, description="blocks of cross-attention from the queries to the clusters")
 
 
+class ReturnSettings(Settings):
+    """What followed each target, so that decoding can be asked for more of it (`onerec.data.returns`)."""
+
+    columns: tuple[str, ...] = Field(min_length=1, description="feedback columns whose returns can be wished for")
+    horizon: PositiveInt = Field(1, description="events from the target on whose mean is its return; 1: its own alone")
+    num_buckets: PositiveInt = Field(4, ge=2, description="buckets of a return with equal shares of training events")
+    unknown_share: float = Field(
+        0.2, ge=0, lt=1, description="share of training returns that are withheld, so that nothing need be wished"
+    )
+
+
 class TableSettings(Settings):
     """Size of the features' vectors; it bounds their memory whatever the number of values."""
 
@@ -76,6 +87,10 @@ class PathwaySettings(Settings):
     short_term: ShortTermSettings | None = None
     positive: PositiveSettings | None = None
     lifelong: LifelongSettings | None = None
+    returns: ReturnSettings | None = None
+    times: bool = Field(
+        False, description="times of the short-term items, from which an hstu context learns biases; needs timestamps"
+    )
     tables: TableSettings = TableSettings()
 
 
@@ -105,4 +120,5 @@ class PathwaySpec(Settings):
     static: tuple[CategorySpec, ...] = ()
     categories: tuple[CategorySpec, ...] = ()
     numbers: tuple[NumberSpec, ...] = ()
+    returns: tuple[NumberSpec, ...] = ()
     vector_width: int = Field(0, description="of the item vectors that the lifelong pathway clusters by")

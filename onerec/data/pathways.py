@@ -16,6 +16,7 @@ V width of the vectors that cluster.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from onerec.data.clusters import means_of_groups, representatives
 from onerec.data.features import key_of
 from onerec.data.histories import Histories
 from onerec.data.pathway_settings import PathwaySpec
+from onerec.data.returns import returns_of
 from onerec.data.tables import TIMESTAMP
 from onerec.errors import DataError
 
@@ -42,6 +44,7 @@ class UserEvents:
         timestamps: (n,) Unix seconds, never decreasing; None where they are not known.
         feedback: column -> (n,) values, NaN where not recorded.
         profile: static column -> value.
+        wished: column -> the return that the next item is to have, for a model that was trained with returns.
 
     Raises:
         DataError: not one value an item, or timestamps that descend.
@@ -51,6 +54,7 @@ class UserEvents:
     timestamps: np.ndarray | None = None
     feedback: Mapping[str, np.ndarray] = field(default_factory=dict)
     profile: Mapping[str, Any] = field(default_factory=dict)
+    wished: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         columns = dict(self.feedback) if self.timestamps is None else {"timestamps": self.timestamps, **self.feedback}
@@ -115,7 +119,12 @@ class PathwayReader:
 
         Returns:
             `static_keys` (B, F) int64, `event_values` (B, S, E) float32, and for each pathway of older events
-            `<name>_items`, item index + 1 with 0 in the padding, and `<name>_values`, one padded event at least.
+            `<name>_items`, item index + 1 with 0 in the padding, and `<name>_values`, one padded event at least; where
+            the model reads them, `times` (B, S) float64 of the short-term items, NaN where they are not known, and
+            `returns` (B, 1, J) float32 that are wished for, NaN where they are not.
+
+        Raises:
+            DataError: a wish that the model cannot grant.
         """
         firsts = [len(events) - int(length) for events, length in zip(requests, lengths_B, strict=True)]
         pairs = list(zip(requests, firsts, strict=True))
@@ -129,6 +138,13 @@ class PathwayReader:
             batch |= _padded("positive", [self._positive(events, first) for events, first in pairs])
         if settings.lifelong is not None:
             batch |= _padded("lifelong", [self._lifelong(events, first) for events, first in pairs])
+        if settings.times:
+            batch["times"] = _times(pairs, width)
+        names = [spec.name for spec in self.spec.returns]
+        require_wishes(requests, names)
+        if names:
+            wished_BJ = [[events.wished.get(name, np.nan) for name in names] for events in requests]
+            batch["returns"] = torch.tensor(wished_BJ, dtype=torch.float32)[:, None]
         return batch
 
     def _short_term(self, events: UserEvents, first: int) -> np.ndarray:
@@ -178,9 +194,22 @@ class WindowPathways:
     source: EventSource
 
     def read(self, starts: np.ndarray, stops: np.ndarray, width: int) -> dict[str, Tensor]:
-        """As `PathwayReader.read`, for windows whose short-term history are the rows `starts` to `stops - 2`."""
+        """As `PathwayReader.read`, for windows whose short-term history are the rows `starts` to `stops - 2`.
+
+        `returns` (B, 1 + S, J) are those of the events that each position precedes.
+        """
         requests = [self.source.before(int(stop) - 1) for stop in stops]
-        return self.reader.read(requests, stops - 1 - starts, width)
+        batch = self.reader.read(requests, stops - 1 - starts, width)
+        if self.returns is not None:
+            rows_BP = np.minimum(starts[:, None] + np.arange(width + 1), len(self.returns) - 1)
+            batch["returns"] = torch.from_numpy(self.returns[rows_BP])
+        return batch
+
+    @cached_property
+    def returns(self) -> np.ndarray | None:
+        """The returns of every event, where the pathways read them."""
+        settings = self.reader.spec.settings.returns
+        return None if settings is None else returns_of(self.source.histories, settings.columns, settings.horizon)
 
     def num_older(self, starts: np.ndarray) -> np.ndarray:
         """Events before each window's that its pathways read: positive ones, and those that are clustered."""
@@ -194,6 +223,30 @@ class WindowPathways:
         if settings.lifelong is not None:
             counts += np.minimum(starts - firsts, settings.lifelong.max_representatives)
         return counts
+
+
+def require_wishes(requests: Sequence[UserEvents], known: Sequence[str]) -> None:
+    """Refuse wishes that a model cannot grant.
+
+    Raises:
+        DataError: a wish for a column of which the model has no returns, or one that is no number.
+    """
+    for events in requests:
+        for name, value in events.wished.items():
+            if name not in known or not np.isfinite(value):
+                raise DataError(
+                    f"wished: found {value!r} of {name!r}, expected finite numbers of columns whose returns the model "
+                    f"was trained with ({', '.join(known) or 'none: train with model.pathways.returns'})."
+                )
+
+
+def _times(pairs: Sequence[tuple[UserEvents, int]], width: int) -> Tensor:
+    """Unix seconds (B, width) of each user's events from a place on, whole and exact, unlike float32's."""
+    times_BS = np.full((len(pairs), width), np.nan)
+    for row, (events, first) in enumerate(pairs):
+        if events.timestamps is not None:
+            times_BS[row, : len(events) - first] = events.timestamps[first:]
+    return torch.from_numpy(times_BS)
 
 
 def _seconds_before(events: UserEvents, places: np.ndarray, first: int) -> np.ndarray:

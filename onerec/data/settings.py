@@ -109,6 +109,27 @@ class SplitSettings(Settings):
         return self
 
 
+class SessionSettings(Settings):
+    """What a session is, and which ones are training lists; the numbers are those of OneRec v1 where it has them."""
+
+    pause_seconds: float = Field(default=1800.0, gt=0, description="a session ends before a longer pause")
+    watched: dict[str, float] = Field(
+        default={}, description="feedback column -> least value of an event that counts; {}: all events do"
+    )
+    min_items: int = Field(default=5, ge=1, description="different items watched in a session, at least")
+    seconds_column: str | None = Field(default=None, description="feedback column that is summed over a session")
+    min_seconds: float = Field(default=0.0, ge=0, description="least such sum; needs seconds_column")
+    interactions: tuple[str, ...] = Field(
+        default=(), description="feedback columns, one of them above 0 in some event of the session; (): none needed"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "SessionSettings":
+        if self.min_seconds and self.seconds_column is None:
+            raise ValueError(f"min_seconds: found {self.min_seconds:g} without seconds_column; name the column to sum")
+        return self
+
+
 class DataSettings(Settings):
     """The `data` section of a config."""
 
@@ -155,3 +176,6 @@ class DataSettings(Settings):
     policies: Policies = Policies()
     core: CoreSettings = CoreSettings()
     split: SplitSettings = SplitSettings()
+    sessions: SessionSettings | None = Field(
+        default=None, description="lists for model.session_items; null: the data are single events"
+    )

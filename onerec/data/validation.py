@@ -14,6 +14,8 @@ from onerec.data.tables import ITEM, POSITION, SPLIT, TIMESTAMP, USER, VECTOR, R
 from onerec.errors import DataError
 
 _NUM_PLACES = 3
+_YEAR_1 = -62_135_596_800  # Unix seconds; what lies before has no date
+_YEAR_5000 = 95_617_584_000
 _REFUSE = "refuse"
 
 
@@ -137,17 +139,29 @@ def check_events(report: Report, now: float | None = None) -> np.ndarray:
     if POSITION in events.columns:
         report.record("null position", "events", POSITION, _rows(events[POSITION].is_null()))
     if TIMESTAMP in events.columns:
-        moments = events[TIMESTAMP]
-        limit = time.time() if now is None else now
-        kinds = {"null timestamp": moments.is_null(), "future timestamp": (moments > limit).fill_null(False)}
-        if moments.dtype.is_float():
-            kinds["NaN timestamp"] = moments.is_nan().fill_null(False)
-            kinds["future timestamp"] &= ~kinds["NaN timestamp"]
-        for kind, mask in kinds.items():
-            report.record(kind, "events", TIMESTAMP, _rows(mask), policy="bad_timestamps")
-            kept &= ~mask.to_numpy()
+        kept &= _check_moments(report, events[TIMESTAMP], time.time() if now is None else now)
     for column, kind in report.tables.feedback.items():
         report.record(f"value that is no {kind.value}", "events", column, _rows(_breaks(events[column], kind)))
+    return kept
+
+
+def _check_moments(report: Report, moments: pl.Series, now: float) -> np.ndarray:
+    """Which timestamps are moments of the past: bool (N,)."""
+    kinds = {
+        "null timestamp": moments.is_null(),
+        "future timestamp": (moments > now).fill_null(False),
+        "timestamp before the year 1": (moments < _YEAR_1).fill_null(False),
+    }
+    if moments.dtype.is_float():
+        kinds["NaN timestamp"] = moments.is_nan().fill_null(False)
+        kinds["future timestamp"] &= ~kinds["NaN timestamp"]  # polars puts NaN after every number
+    if kinds["future timestamp"].all() and (earliest := moments.min()) > _YEAR_5000:  # type: ignore[operator]
+        found = f"found {earliest!r} as the earliest second, after the year 5000"
+        report.record_column("wrong unit", "events", TIMESTAMP, found, "set data.timestamp_unit=ms or us")
+    kept = np.ones(len(moments), dtype=bool)
+    for kind, mask in kinds.items():
+        report.record(kind, "events", TIMESTAMP, _rows(mask), policy="bad_timestamps")
+        kept &= ~mask.to_numpy()
     return kept
 
 

@@ -7,8 +7,9 @@ over those that exist nor divided by a length. The trie is consulted inside ever
 for a prefix of an allowed item; one without allowed children dies. Every living prefix leads to at least one allowed
 item, so min(k, allowed items) come back whenever `num_beams >= k`.
 
-Candidates are compared by one integer key of (score, -place in the trie): no two are equal, so among equal scores the
-item that sorts first by its codes, then by its rank in the bucket, wins, on every device and in every batch.
+Candidates are compared by one integer key of (score, -place in the trie) in `onerec.decoding.continuations`: no two are
+equal, so among equal scores the item that sorts first by its codes, then by its rank in the bucket, wins, on every
+device and in every batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,12 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onerec.decoding.continuations import best_continuations
 from onerec.decoding.trie import Exclusions, Trie
-from onerec.errors import ArtifactError, ConfigError, DataError, OneRecError
-
-_NODE_BITS = 32
-_NODE_MASK = (1 << _NODE_BITS) - 1
-_DEAD_KEY = torch.iinfo(torch.int64).min  # below the key of any living candidate, even one of score -inf
+from onerec.errors import ArtifactError, ConfigError, DataError
 
 
 class BatchContext(Protocol):
@@ -96,8 +94,7 @@ def beam_search(
         DataError: an excluded item outside the catalogue, or not one array a request.
         OneRecError: a log-probability is NaN.
     """
-    if not 1 <= k <= num_beams:
-        raise ConfigError(f"k: found {k}, expected 1 to num_beams = {num_beams}. Search with at least k beams.")
+    check_list_length(k, num_beams)
     check_catalogue(model, trie)
     exclusions = find_exclusions(trie, excluded, context.num_requests)
     cache = model.new_cache()
@@ -146,35 +143,10 @@ def advance_beams(
 
     Where there is a floor, what scores below it dies, and only as many beams are kept as then live in some request.
     """
-    candidates = trie.children(level, beams.nodes_BW, beams.alive_BW)
-    allowed_BC = candidates.present_BC
-    if exclusions is not None and (dead_BC := exclusions.contains(level, candidates.nodes_BC)) is not None:
-        allowed_BC = allowed_BC & ~dead_BC
-    flat_BC = candidates.slots_BC * log_probs_BWK.shape[2] + candidates.codes_BC
-    steps_BC = log_probs_BWK.flatten(1).gather(1, flat_BC).float()
-    scores_BC = beams.scores_BW.gather(1, candidates.slots_BC) + steps_BC
-    check_numbers(scores_BC, level)
-
-    if floor_B is not None:
-        allowed_BC = allowed_BC & (scores_BC >= floor_B[:, None])
-        num_beams = min(num_beams, max(1, int(allowed_BC.sum(dim=1).max())))
-    keys_BC = _unique_keys(scores_BC, candidates.nodes_BC).masked_fill_(~allowed_BC, _DEAD_KEY)
-    keys_BV, chosen_BV = keys_BC.topk(min(num_beams, keys_BC.shape[1]), dim=1)
-    alive_BV = keys_BV > _DEAD_KEY
-    survivors = Beams(
-        nodes_BW=candidates.nodes_BC.gather(1, chosen_BV).masked_fill_(~alive_BV, 0),
-        scores_BW=scores_BC.gather(1, chosen_BV).masked_fill_(~alive_BV, float("-inf")),
-        alive_BW=alive_BV,
+    best = best_continuations(
+        trie, level, beams.nodes_BW, beams.alive_BW, beams.scores_BW, log_probs_BWK, num_beams, exclusions, floor_B
     )
-    return survivors, candidates.codes_BC.gather(1, chosen_BV), candidates.slots_BC.gather(1, chosen_BV)
-
-
-def _unique_keys(scores_BC: Tensor, nodes_BC: Tensor) -> Tensor:
-    """Integers in the order of (score, -node)."""
-    bits_BC = scores_BC.view(torch.int32)
-    # IEEE floats order like signed integers once the magnitude bits of the negative ones are flipped.
-    ordered_BC = bits_BC ^ (bits_BC >> 31).bitwise_and_(0x7FFFFFFF)
-    return (ordered_BC.long() << _NODE_BITS).add_(_NODE_MASK - nodes_BC)
+    return Beams(best.nodes_BV, best.scores_BV, best.alive_BV), best.codes_BV, best.slots_BV
 
 
 def collect_items(beams: Beams, trie: Trie, k: int) -> BeamResult:
@@ -183,9 +155,14 @@ def collect_items(beams: Beams, trie: Trie, k: int) -> BeamResult:
     scores_BK = torch.full(shape, float("-inf"), device=beams.nodes_BW.device)
     num_found = min(k, beams.nodes_BW.shape[1])
     ranks_BV = beams.nodes_BW[:, :num_found]
-    items_BK[:, :num_found] = trie.item_of_rank[ranks_BV].long().masked_fill_(~beams.alive_BW[:, :num_found], -1)
+    items_BK[:, :num_found] = trie.items_of(ranks_BV).masked_fill_(~beams.alive_BW[:, :num_found], -1)
     scores_BK[:, :num_found] = beams.scores_BW[:, :num_found]
     return BeamResult(items_BK=items_BK, scores_BK=scores_BK)
+
+
+def check_list_length(k: int, num_beams: int) -> None:
+    if not 1 <= k <= num_beams:
+        raise ConfigError(f"k: found {k}, expected 1 to num_beams = {num_beams}. Search with at least k beams.")
 
 
 def check_catalogue(model: CodeModel, trie: Trie) -> None:
@@ -195,13 +172,4 @@ def check_catalogue(model: CodeModel, trie: Trie) -> None:
         raise ArtifactError(
             f"trie: found {found[0]} items with codes {found[1]} a level, the model was built for {expected[0]} items "
             f"with {expected[1]}. Build the trie from the model's own ID table."
-        )
-
-
-def check_numbers(scores_BC: Tensor, level: int) -> None:
-    num_nan = int(scores_BC.isnan().sum())
-    if num_nan:
-        raise OneRecError(
-            f"level {level}: {num_nan} of {scores_BC.numel()} scores are NaN, expected log-probabilities. "
-            "The model's weights or inputs hold NaN or infinity; did training diverge?"
         )

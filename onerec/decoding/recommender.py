@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from onerec.data.pathways import EventSource, History, events_of
-from onerec.decoding.beam import Watch, beam_search
+from onerec.data.pathways import EventSource, History, events_of, require_wishes
+from onerec.decoding.beam import BeamResult, Watch, beam_search, check_list_length
 from onerec.decoding.exact import exact_search
+from onerec.decoding.rescoring import check_rescoring, rescore
 from onerec.decoding.trie import Trie
 from onerec.evaluation.recommender import Ranking
 from onerec.model.context import Context
@@ -26,7 +27,8 @@ _MAX_REQUESTS = 32  # decoded at a time; more costs memory without being faster 
 class OneRecRecommender:
     """Encodes the newest items of each history and searches with `num_beams` beams, multiplying in `precision`.
 
-    `source` is where an evaluator finds the events that a model with pathways reads beside the items.
+    `source` is where an evaluator finds the events that a model with pathways reads beside the items; `rescoring` the
+    weight of the item head's opinion of what the search found, see `onerec.decoding.rescoring`.
     """
 
     name = "onerec"
@@ -38,14 +40,18 @@ class OneRecRecommender:
         num_beams: int,
         precision: Precision = "float32",
         source: EventSource | None = None,
+        rescoring: float = 0.0,
     ) -> None:
+        check_rescoring(model.config, rescoring)
         self.model = model.for_decoding(precision).eval()
         self.trie = trie.to(model.device)
         self.num_beams = num_beams
         self.precision = precision
         self.source = source
+        self.rescoring = rescoring
         with torch.inference_mode():
-            self._prefix_vectors = self.model.pool_prefix_vectors()
+            self._item_vectors = self.model.encoder.item_vectors() if rescoring else None
+            self._prefix_vectors = self.model.pool_prefix_vectors(self._item_vectors)
         pathways = self.model.encoder.pathways
         self._reader = None if pathways is None else pathways.reader()
 
@@ -78,6 +84,8 @@ class OneRecRecommender:
         if self._reader is not None:
             inputs = self._reader.read(requests, lengths_B.cpu().numpy(), items_BS.size(1))
             pathways = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        else:
+            require_wishes(requests, known=())
         return self.model.encode(items_BS, lengths_B, self._prefix_vectors, pathways)
 
     def search(
@@ -99,22 +107,36 @@ class OneRecRecommender:
             ConfigError: `k` exceeds the number of beams.
             DataError: an excluded item outside the catalogue.
         """
-        result = beam_search(self.model, context, self.trie, num_beams or self.num_beams, k, excluded, watch)
-        return Ranking(result.items_BK.to("cpu", torch.int32).numpy(), result.scores_BK.cpu().numpy())
+        beams = num_beams or self.num_beams
+        num_found = self._num_found(k, beams)
+        return self._rank(beam_search(self.model, context, self.trie, beams, num_found, excluded, watch), context, k)
 
     def search_exactly(
         self, context: Context, k: int, excluded: Sequence[np.ndarray] | None = None, num_beams: int | None = None
     ) -> tuple[Ranking, np.ndarray]:
         """Return the provably best `k` items of each request, and how many prefixes were read for it (B,).
 
+        With rescoring, what is proved best by its codes are the `num_beams` items whose order the item head then says.
+
         Raises:
             ConfigError: too many prefixes could hold one of them; or as `search`.
             DataError: as `search`.
         """
         beams, rounding = num_beams or self.num_beams, _ROUNDING[self.precision]
-        result = exact_search(self.model, context, self.trie, beams, k, excluded, rounding=rounding)
-        ranking = Ranking(result.items_BK.to("cpu", torch.int32).numpy(), result.scores_BK.cpu().numpy())
-        return ranking, result.num_expansions_B.cpu().numpy()
+        num_found = self._num_found(k, beams)
+        result = exact_search(self.model, context, self.trie, beams, num_found, excluded, rounding=rounding)
+        found = BeamResult(result.items_BK, result.scores_BK)
+        return self._rank(found, context, k), result.num_expansions_B.cpu().numpy()
+
+    def _num_found(self, k: int, num_beams: int) -> int:
+        """Items to search for: all beams where the item head has a say in their order."""
+        check_list_length(k, num_beams)
+        return num_beams if self.rescoring else k
+
+    def _rank(self, found: BeamResult, context: Context, k: int) -> Ranking:
+        if self.model.item_head is not None and self._item_vectors is not None:
+            found = rescore(found, self.model.item_head, context, self._item_vectors, self.rescoring)
+        return Ranking(found.items_BK[:, :k].to("cpu", torch.int32).numpy(), found.scores_BK[:, :k].cpu().numpy())
 
     def _like_lengths(self, histories: Sequence[History]) -> Iterator[np.ndarray]:
         """Request numbers in groups of similar history length, so that little is padded."""

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onerec.decoding.beam import BatchContext, CodeModel, check_catalogue, check_numbers, find_exclusions
+from onerec.decoding.beam import BatchContext, CodeModel, check_catalogue, find_exclusions
+from onerec.decoding.continuations import check_numbers
 from onerec.decoding.trie import Candidates, Exclusions, Trie
 from onerec.errors import ConfigError
 
@@ -307,7 +308,7 @@ def _perturb(log_probs_BC: Tensor, perturbed_BW: Tensor, choices: Candidates, ge
 def _collect(prefixes: _Prefixes, trie: Trie, num_samples: int) -> Samples:
     """The samples, filled up to `num_samples` where a request has fewer."""
     missing = num_samples - prefixes.nodes_BW.size(1)
-    items_BG = trie.item_of_rank[prefixes.nodes_BW].long().masked_fill(~prefixes.alive_BW, -1)
+    items_BG = trie.items_of(prefixes.nodes_BW).masked_fill(~prefixes.alive_BW, -1)
     pad = torch.nn.functional.pad
     return Samples(
         items_BG=pad(items_BG, (0, missing), value=-1),

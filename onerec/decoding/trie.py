@@ -1,7 +1,7 @@
 """The catalogue as a prefix tree over semantic IDs: which codes may follow which prefix, for all beams at once.
 
-Shapes: B batch, W beams, C candidates of a request, E excluded items of a request, N items, M of them in the tree, L
-code levels.
+Shapes: B batch, W beams, C candidates of a request, E excluded items of all requests, N items, M of them in the tree, L
+code levels, R ranges of nodes.
 
 Items are sorted by their codes; an item's place in that order is its *rank*. A node of level l is a distinct prefix of
 l + 1 codes, numbered in the same order, so that the children of a node are a contiguous run of nodes one level down.
@@ -10,22 +10,31 @@ collision policy `bucket`) are siblings with one code, in their given order. A t
 items only; the others have no rank and are never reached. The layout is compressed sparse rows per level, as in STATIC
 (arXiv 2602.22647); it departs from that paper so:
 
-1. Children are listed, never looked up by code, so even the first levels need no dense table.
+1. The first level is dense by its numbering: all of its nodes are the root's children. Below, whether a code follows a
+   prefix is found in the run of its children by bisection, in as many steps as the branching has bits, and only of the
+   codes that could win (`onerec.decoding.continuations`): a dense table of the second level, where 2048 codes may
+   follow 2048, would take 16 MB whatever the catalogue's size.
 2. Candidates are packed per request, not padded per beam to the largest branching: work follows the children there are.
-3. Exclusions of one request are nodes that died with all their items, found once before the search, bottom up.
-4. What many requests may not reach (items taken out of the catalogue, a category) is cut off by `restrict`, so that
-   the search does not even read it.
+3. Exclusions of one request are bits over ranges of nodes, found once before the search, bottom up; ranges without an
+   exclusion share one block of zeros, so that a request costs what it excludes, not the catalogue.
+4. What many requests may not reach (a category) is cut off by `restrict`, so that the search does not even read it.
+5. Items join and leave without a rebuild: `add`, `remove` and `restore` make the next tree, which shares the arrays of
+   this one and reads them past a short list of changes (`onerec.decoding.trie_changes`). A tree never changes itself.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tokenizer.errors import ConfigError, DataError
+from onerec.decoding.id_table import check_shared, check_table, narrowest_type, sort_items
+from onerec.decoding.range_bits import RangeBits
+from onerec.decoding.trie_changes import Arrays, Changes, bisect
+from tokenizer.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ class Trie:
     child_codes: tuple[Tensor, ...]  # a level: uint8, int16 or int32 (nodes,)
     item_of_rank: Tensor  # int32 (M,)
     rank_of_item: Tensor  # int32 (N,), -1 for an item that is not in the tree
+    changes: Changes | None = None  # since the arrays above were built, which then know nothing of them
 
     @classmethod
     def from_table(
@@ -69,9 +79,9 @@ class Trie:
         """
         sizes = tuple(int(size) for size in codes_per_level)
         ranks_N = np.zeros(len(codes_NL), dtype=np.int32) if bucket_rank_N is None else bucket_rank_N
-        _check_table(codes_NL, sizes, ranks_N)
-        columns = [codes_NL[:, level].astype(_narrowest_type(size)) for level, size in enumerate(sizes)]
-        item_of_rank = np.lexsort([ranks_N, *reversed(columns)]).astype(np.int32)
+        check_table(codes_NL, sizes, ranks_N)
+        columns = [codes_NL[:, level].astype(narrowest_type(size)) for level, size in enumerate(sizes)]
+        item_of_rank = sort_items(columns, sizes, ranks_N).astype(np.int32)
         rank_of_item = np.empty_like(item_of_rank)
         rank_of_item[item_of_rank] = np.arange(len(item_of_rank), dtype=np.int32)
 
@@ -84,7 +94,7 @@ class Trie:
             begins_N[1:] |= sorted_N[1:] != sorted_N[:-1]
             starts = np.flatnonzero(begins_N)
             if level == len(columns) - 1:
-                _check_shared(codes_NL, item_of_rank, begins_N, ranks_N)
+                check_shared(codes_NL, item_of_rank, begins_N, ranks_N)
                 starts = np.arange(len(item_of_rank))
             offsets.append(np.append(np.searchsorted(starts, starts_above), len(starts)).astype(np.int32))
             codes.append(sorted_N[starts])
@@ -98,7 +108,7 @@ class Trie:
         )
 
     def restrict(self, allowed_N: np.ndarray) -> Self:
-        """The tree, on the CPU, of those of its items that are allowed, a bool for each item of the catalogue.
+        """The tree, in arrays of its own, of those of its items that are allowed, a bool for each of the catalogue.
 
         Raises:
             DataError: none of its items is allowed, or not one bool an item.
@@ -108,36 +118,109 @@ class Trie:
                 f"allowed items: found {allowed_N.dtype} of shape {allowed_N.shape}, expected bool of shape "
                 f"{(self.num_items,)}. Give one value for each item of the catalogue."
             )
-        item_of_rank = self.item_of_rank.cpu().numpy()
-        kept = np.flatnonzero(allowed_N[item_of_rank])  # nodes of a level that stay, the ranks at first
+        items = torch.from_numpy(np.flatnonzero(allowed_N)).to(self.device)
+        kept = self.ranks_of(items)
+        kept = kept[kept >= 0].sort().values  # nodes of a level that stay, the leaves at first
         if not len(kept):
             raise DataError("allowed items: found none in the tree, expected at least one. Allow more items.")
-        item_of_rank = item_of_rank[kept]
-        rank_of_item = np.full(self.num_items, -1, dtype=np.int32)
-        rank_of_item[item_of_rank] = np.arange(len(kept), dtype=np.int32)
+        item_of_rank = self.items_of(kept).int()
+        rank_of_item = torch.full((self.num_items,), -1, dtype=torch.int32, device=self.device)
+        rank_of_item[item_of_rank] = torch.arange(len(kept), dtype=torch.int32, device=self.device)
         offsets, codes = [], []
         for level in reversed(range(self.num_levels)):
-            codes.append(self.child_codes[level].cpu().numpy()[kept])
-            parents = np.searchsorted(self.child_offsets[level].cpu().numpy(), kept, side="right") - 1
-            kept, counts = np.unique(parents, return_counts=True)
-            offsets.append(np.append(0, counts.cumsum()).astype(np.int32))
+            codes.append(self.codes_of(level, kept).to(self.child_codes[level].dtype))
+            kept, counts = self.parents(level, kept).unique_consecutive(return_counts=True)
+            offsets.append(torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int())
         return replace(
             self,
-            child_offsets=tuple(map(torch.from_numpy, reversed(offsets))),
-            child_codes=tuple(map(torch.from_numpy, reversed(codes))),
-            item_of_rank=torch.from_numpy(item_of_rank),
-            rank_of_item=torch.from_numpy(rank_of_item),
+            child_offsets=tuple(reversed(offsets)),
+            child_codes=tuple(reversed(codes)),
+            item_of_rank=item_of_rank,
+            rank_of_item=rank_of_item,
+            changes=None,
         )
+
+    def compact(self) -> Self:
+        """The same tree in arrays of its own, to be read without a list of changes; `restore` has nobody left there."""
+        return self.restrict(np.ones(self.num_items, dtype=bool))
+
+    def add(self, codes_ML: np.ndarray, bucket_rank_M: np.ndarray | None = None) -> Self:
+        """The tree with more items, whose indices follow those of all items so far.
+
+        Args:
+            codes_ML: integer codes of the new items.
+            bucket_rank_M: their ranks among new items of equal codes, behind whom they find there; None for all 0.
+
+        Raises:
+            DataError: a wrong shape or type, or a code out of range.
+        """
+        ranks_M = np.zeros(len(codes_ML), dtype=np.int32) if bucket_rank_M is None else bucket_rank_M
+        check_table(codes_ML, self.codes_per_level, ranks_M)
+        return replace(self, changes=self._changes.add(codes_ML, ranks_M))
+
+    def remove(self, items: np.ndarray) -> Self:
+        """The tree without these items, whose indices nobody else is given.
+
+        Raises:
+            DataError: one of them is not in the tree, or no other is.
+        """
+        items = np.unique(items)
+        self._check_presence(items, present=True)
+        if len(items) == self.num_leaves:
+            raise DataError("items that leave: found all of the tree's, expected one to stay. Add another before.")
+        return replace(self, changes=self._changes.remove(items))
+
+    def restore(self, items: np.ndarray) -> Self:
+        """The tree with items that `remove` took out, each at its old place.
+
+        Raises:
+            DataError: one of them is in the tree, or never was.
+        """
+        items = np.unique(items)
+        self._check_presence(items, present=False)
+        return replace(self, changes=self._changes.restore(items))
+
+    def _check_presence(self, items: np.ndarray, present: bool) -> None:
+        known = (items >= 0) & (items < self.num_items)
+        inside = torch.from_numpy(items[known]).to(self.device)
+        fits = (self.ranks_of(inside) >= 0) == present
+        if not present:  # a place to come back to
+            num_own = len(self.rank_of_item)
+            fits &= (inside >= num_own) | (self.rank_of_item[inside.clamp(max=num_own - 1)] >= 0)
+        known[known] = fits.cpu().numpy()
+        if not known.all():
+            raise DataError(
+                f"items: found {items[~known][:5].tolist()}, expected such as are "
+                f"{'in the tree' if present else 'not in the tree, but were'}. Ask for what may change."
+            )
+
+    @property
+    def _changes(self) -> Changes:
+        if self.changes is not None:
+            return self.changes
+        return Changes.none(Arrays(self.child_offsets, self.child_codes, self.item_of_rank, self.rank_of_item))
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.item_of_rank.device
 
     @property
     def num_items(self) -> int:
         """Items of the catalogue N, whether in the tree or not."""
-        return len(self.rank_of_item)
+        return len(self.rank_of_item) + (0 if self.changes is None else len(self.changes.codes_AL))
 
     @property
     def num_leaves(self) -> int:
         """Items in the tree."""
-        return len(self.item_of_rank)
+        if self.changes is None:
+            return len(self.item_of_rank)
+        return len(self.item_of_rank) - len(self.changes.gone_items) + len(self.changes.items_m)
+
+    @property
+    def num_changes(self) -> int:
+        """Items added and removed since the arrays were built; look-ups take longer by its logarithm."""
+        return 0 if self.changes is None else self.changes.size
 
     @property
     def num_levels(self) -> int:
@@ -146,29 +229,53 @@ class Trie:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all tensors."""
+        """Memory of the arrays."""
         tensors = [*self.child_offsets, *self.child_codes, self.item_of_rank, self.rank_of_item]
         return sum(tensor.nbytes for tensor in tensors)
 
+    @cached_property
+    def most_children(self) -> tuple[int, ...]:
+        """The largest number of children, a level, in the arrays."""
+        return tuple(int(offsets.diff().max()) for offsets in self.child_offsets)
+
+    @cached_property
+    def has_unique_codes(self) -> bool:
+        """Whether no two items of the tree share all their codes; not looked into where the tree has changes."""
+        if self.changes is not None:
+            return False
+        begins_N = torch.zeros(self.num_leaves, dtype=torch.bool, device=self.device)
+        begins_N[self.child_offsets[-1][:-1].long()] = True
+        codes_N = self.child_codes[-1]
+        return bool((begins_N[1:] | (codes_N[1:] != codes_N[:-1])).all())
+
     def num_nodes(self, level: int) -> int:
-        """Nodes of a level: distinct prefixes of `level + 1` codes; the items themselves on the last."""
-        return len(self.child_codes[level])
+        """One more than the largest node number of a level, whose nodes are the distinct prefixes of `level + 1` codes.
+
+        On the last level they are the items themselves. A number whose nodes left stays unused until `compact`.
+        """
+        joined = 0 if self.changes is None else len(self.changes.levels[level].places_m)
+        return len(self.child_codes[level]) + joined
 
     def to(self, device: torch.device | str) -> Self:
         """The same tree with its tensors on `device`."""
-        return replace(
+        moved = replace(
             self,
             child_offsets=tuple(offsets.to(device) for offsets in self.child_offsets),
             child_codes=tuple(codes.to(device) for codes in self.child_codes),
             item_of_rank=self.item_of_rank.to(device),
             rank_of_item=self.rank_of_item.to(device),
+            changes=None,
         )
+        if self.changes is None:
+            return moved
+        return replace(moved, changes=replace(self.changes.to(device), arrays=moved._changes.arrays))
 
     def children(self, level: int, nodes_BW: Tensor, alive_BW: Tensor) -> Candidates:
         """All children, on `level`, of the living beams' nodes on the level above (node 0, the root, for level 0)."""
-        offsets = self.child_offsets[level]
-        starts_BW = offsets[nodes_BW]
-        counts_BW = (offsets[nodes_BW + 1] - starts_BW) * alive_BW
+        if level == 0 and self.changes is None and alive_BW.size(1) == 1:
+            return self._children_of_root(alive_BW)
+        starts_BW, ends_BW = self.child_ranges(level, nodes_BW)
+        counts_BW = (ends_BW - starts_BW) * alive_BW
         ends_BW = counts_BW.cumsum(dim=1, dtype=torch.int32)
         num_candidates = max(1, int(ends_BW[:, -1].max()))
         position_C = torch.arange(num_candidates, dtype=torch.int32, device=nodes_BW.device)
@@ -177,7 +284,69 @@ class Trie:
         slots_BC = torch.searchsorted(ends_BW, position_BC, right=True).clamp_(max=nodes_BW.shape[1] - 1)
         shifts_BW = (starts_BW - ends_BW + counts_BW).long()  # from a place in the row to a node
         nodes_BC = (position_BC + shifts_BW.gather(1, slots_BC)).masked_fill_(~present_BC, 0)
-        return Candidates(slots_BC, nodes_BC, self.child_codes[level][nodes_BC].long(), present_BC)
+        if self.changes is not None and (gone_BC := self.changes.levels[level].is_gone(nodes_BC)) is not None:
+            present_BC = present_BC & ~gone_BC
+        return Candidates(slots_BC, nodes_BC, self.codes_of(level, nodes_BC), present_BC)
+
+    def _children_of_root(self, alive_B1: Tensor) -> Candidates:
+        """All nodes of the first level, without a look-up."""
+        shape = len(alive_B1), self.num_nodes(0)
+        nodes_BC = torch.arange(shape[1], device=self.device).expand(shape)
+        slots_BC = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        return Candidates(slots_BC, nodes_BC, self.child_codes[0].long().expand(shape), alive_B1.expand(shape))
+
+    def find_children(self, level: int, nodes: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """The child, on `level`, of each node on the level above by its code, int64, and whether there is one.
+
+        Of several leaves with one code the first is found.
+        """
+        begins, ends = self.child_ranges(level, nodes)
+        if self.changes is None and self.device.type == "cpu":
+            own = self.child_codes[level].numpy()
+            found = torch.from_numpy(bisect(own.__getitem__, begins.numpy(), ends.numpy(), codes.numpy())).long()
+        else:
+            found = bisect(lambda numbers: self.codes_of(level, numbers), begins.long(), ends.long(), codes)
+        inside = found.clamp(max=self.num_nodes(level) - 1)
+        present = (found < ends) & (self.codes_of(level, inside) == codes)
+        if self.changes is not None and (gone := self.changes.levels[level].is_gone(inside)) is not None:
+            present = present & ~gone
+        return inside, present
+
+    def child_ranges(self, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Number of the first child, on `level`, and of the one after the last, of nodes on the level above."""
+        if self.changes is not None:
+            return self.changes.ranges(level, nodes)
+        offsets = self.child_offsets[level]
+        return offsets[nodes], offsets[nodes + 1]
+
+    def num_children(self, level: int, nodes: Tensor) -> Tensor:
+        """How many children, on `level`, nodes on the level above have."""
+        begins, ends = self.child_ranges(level, nodes)
+        if self.changes is None:
+            return ends - begins
+        return ends - begins - self.changes.levels[level].num_gone(begins, ends)
+
+    def codes_of(self, level: int, nodes: Tensor) -> Tensor:
+        """The code, int64, that leads to each node of `level`."""
+        if self.changes is not None:
+            return self.changes.codes(level, nodes)
+        return self.child_codes[level][nodes].long()
+
+    def parents(self, level: int, nodes: Tensor) -> Tensor:
+        """The node on the level above that each node of `level` belongs to: int64, 0, the root, for level 0."""
+        if level == 0:
+            return torch.zeros_like(nodes)
+        if self.changes is not None:
+            return self.changes.parents(level, nodes)
+        return torch.searchsorted(self.child_offsets[level], nodes.int(), right=True) - 1
+
+    def items_of(self, ranks: Tensor) -> Tensor:
+        """Item indices, int64, of leaves."""
+        return self.item_of_rank[ranks].long() if self.changes is None else self.changes.items(ranks)
+
+    def ranks_of(self, items: Tensor) -> Tensor:
+        """Leaves, int64, of item indices; -1 for an item that is not in the tree."""
+        return self.rank_of_item[items].long() if self.changes is None else self.changes.ranks(items)
 
 
 class Exclusions:
@@ -192,26 +361,38 @@ class Exclusions:
     """
 
     def __init__(self, trie: Trie, excluded: Sequence[np.ndarray]) -> None:
-        dead_BE = _pad_sorted_ranks(trie, excluded)
+        requests_E, items_E = _flat_items(trie, excluded)
+        ranks_E = trie.ranks_of(items_E)
+        inside_E = ranks_E >= 0
+        shape = len(excluded), trie.num_nodes(trie.num_levels - 1)
+        requests_E, nodes_E = _distinct(requests_E[inside_E], ranks_E[inside_E], shape[1])
         missing = trie.num_items - trie.num_leaves  # nobody can reach them
-        self.num_excluded_B = (dead_BE < trie.num_leaves).sum(dim=1) + missing
-        dead: list[Tensor] = [dead_BE]
-        for level in range(trie.num_levels - 1, 0, -1):
-            dead.append(_dead_parents(trie.child_offsets[level], dead[-1]))
-        self._dead = tuple(reversed(dead))  # a level: int64 (B, E), sorted, padded with the level's number of nodes
+        self.num_excluded_B = torch.bincount(requests_E, minlength=len(excluded)) + missing
+        bits: list[RangeBits | None] = []
+        for level in range(trie.num_levels - 1, -1, -1):
+            bits.append(RangeBits(requests_E, nodes_E, shape) if len(nodes_E) else None)
+            if level:
+                shape = len(excluded), trie.num_nodes(level - 1)
+                parents_E, num_dead_E = (requests_E * shape[1] + trie.parents(level, nodes_E)).unique_consecutive(
+                    return_counts=True
+                )
+                requests_E, nodes_E = parents_E // shape[1], parents_E % shape[1]
+                dead_E = num_dead_E == trie.num_children(level, nodes_E)
+                requests_E, nodes_E = requests_E[dead_E], nodes_E[dead_E]
+        self._bits = tuple(reversed(bits))
+
+    def bits(self, level: int) -> RangeBits | None:
+        """The dead nodes of a level; None when there is none in any request."""
+        return self._bits[level]
 
     def contains(self, level: int, nodes_BC: Tensor) -> Tensor | None:
         """Where a node of `level` is dead (B, C); None when no node of this level is dead in any request."""
-        dead_BE = self._dead[level]
-        if dead_BE.shape[1] == 0:
-            return None
-        places_BC = torch.searchsorted(dead_BE, nodes_BC).clamp_(max=dead_BE.shape[1] - 1)
-        return dead_BE.gather(1, places_BC) == nodes_BC
+        bits = self._bits[level]
+        return None if bits is None else bits.lookup(nodes_BC)
 
 
-def _pad_sorted_ranks(trie: Trie, excluded: Sequence[np.ndarray]) -> Tensor:
-    """Each request's distinct excluded ranks, sorted (B, E), padded with the number of leaves."""
-    sizes = [len(items) for items in excluded]
+def _flat_items(trie: Trie, excluded: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """The request that excludes, and the item that is excluded, for all of them."""
     flat = np.concatenate([np.asarray(items, dtype=np.int64) for items in excluded])
     wrong = flat[(flat < 0) | (flat >= trie.num_items)]
     if len(wrong):
@@ -219,71 +400,11 @@ def _pad_sorted_ranks(trie: Trie, excluded: Sequence[np.ndarray]) -> Tensor:
             f"excluded items: found {len(wrong)} indices outside the catalogue (first: {wrong[0]}), expected "
             f"0 to {trie.num_items - 1}. Exclude items of the catalogue the trie was built from."
         )
-    rows = np.repeat(np.arange(len(sizes)), sizes)
-    places = np.arange(len(flat)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    padded_BE = np.full((len(sizes), max(sizes)), -1)
-    padded_BE[rows, places] = flat
-    items_BE = torch.from_numpy(padded_BE).to(trie.rank_of_item.device)
-    ranks_BE = trie.rank_of_item[items_BE].long().masked_fill_(items_BE < 0, -1)
-    return _sort_distinct(ranks_BE.masked_fill_(ranks_BE < 0, trie.num_leaves), trie.num_leaves)
+    requests = np.repeat(np.arange(len(excluded)), [len(items) for items in excluded])
+    return torch.from_numpy(requests).to(trie.device), torch.from_numpy(flat).to(trie.device)
 
 
-def _dead_parents(child_offsets: Tensor, dead_BE: Tensor) -> Tensor:
-    """Parents all of whose children are in `dead_BE`, in the same form one level up."""
-    num_parents = len(child_offsets) - 1
-    parents_BE = torch.searchsorted(child_offsets, dead_BE.int(), right=True).sub_(1)
-    # Padding (the number of nodes below) lands on num_parents, which no look-up below may reach.
-    last = torch.searchsorted(parents_BE, parents_BE, right=True)
-    first = torch.searchsorted(parents_BE, parents_BE)
-    node_BE = parents_BE.clamp(max=num_parents - 1)
-    num_children_BE = child_offsets[node_BE + 1] - child_offsets[node_BE]
-    all_dead_BE = (last - first == num_children_BE) & (parents_BE < num_parents)
-    return _sort_distinct(parents_BE.masked_fill(~all_dead_BE, num_parents), num_parents)
-
-
-def _sort_distinct(values_BE: Tensor, padding: int) -> Tensor:
-    """Rows sorted, repeats turned into padding, and columns of nothing but padding cut off."""
-    values_BE = values_BE.sort(dim=1).values
-    values_BE[:, 1:].masked_fill_(values_BE[:, 1:] == values_BE[:, :-1], padding)
-    values_BE = values_BE.sort(dim=1).values
-    width = int((values_BE < padding).sum(dim=1).max()) if values_BE.numel() else 0
-    return values_BE[:, :width].contiguous()
-
-
-def _narrowest_type(num_codes: int) -> type[np.integer]:
-    if num_codes <= 2**8:
-        return np.uint8
-    return np.int16 if num_codes <= 2**15 else np.int32
-
-
-def _check_table(codes_NL: np.ndarray, sizes: tuple[int, ...], ranks_N: np.ndarray) -> None:
-    if not sizes or min(sizes) < 1:
-        raise ConfigError(f"codes_per_level: found {list(sizes)}, expected at least one level of at least one code.")
-    if codes_NL.ndim != 2 or codes_NL.shape[1] != len(sizes) or len(codes_NL) == 0:
-        raise DataError(
-            f"ID table: found shape {codes_NL.shape}, expected (items, {len(sizes)}) with at least one item. "
-            "Build the trie from the table of this tokenizer."
-        )
-    if not np.issubdtype(codes_NL.dtype, np.integer):
-        raise DataError(f"ID table: found {codes_NL.dtype} codes, expected integers.")
-    outside_NL = (codes_NL < 0) | (codes_NL >= np.asarray(sizes))
-    if outside_NL.any():
-        item, level = np.argwhere(outside_NL)[0]
-        raise DataError(
-            f"ID table: {int(outside_NL.sum())} codes are out of range; first: item {item}, level {level}, found "
-            f"{codes_NL[item, level]}, expected 0 to {sizes[level] - 1}. Check codes_per_level against the table."
-        )
-    if ranks_N.shape != (len(codes_NL),):
-        raise DataError(f"bucket ranks: found shape {ranks_N.shape}, expected {(len(codes_NL),)}, one an item.")
-
-
-def _check_shared(codes_NL: np.ndarray, item_of_rank: np.ndarray, begins_N: np.ndarray, ranks_N: np.ndarray) -> None:
-    sorted_ranks_N = ranks_N[item_of_rank]
-    clashes = np.flatnonzero(~begins_N[1:] & (sorted_ranks_N[1:] == sorted_ranks_N[:-1]))
-    if len(clashes) == 0:
-        return
-    one, other = item_of_rank[clashes[0]], item_of_rank[clashes[0] + 1]
-    raise DataError(
-        f"ID table: {len(clashes)} items share codes and bucket rank with another; first: items {one} and {other}, "
-        f"codes {codes_NL[one].tolist()}. Resolve collisions (policy suffix or reassign), or give bucket ranks."
-    )
+def _distinct(requests_E: Tensor, nodes_E: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
+    """Pairs in ascending order, each once."""
+    pairs_E = (requests_E * num_nodes + nodes_E).unique()
+    return pairs_E // num_nodes, pairs_E % num_nodes

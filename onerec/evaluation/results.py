@@ -29,7 +29,7 @@
 resampled. `comparisons` are paired, the first recommender minus each other one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -118,7 +118,7 @@ class Results(BaseModel):
         return summaries
 
 
-def summarize_runs(runs: dict[str, Sequence[Run]], dataset: str, settings: EvaluationSettings) -> Results:
+def summarize_runs(runs: Mapping[str, Sequence[Run]], dataset: str, settings: EvaluationSettings) -> Results:
     """Bring the runs of every recommender together; the first one is compared with each of the others.
 
     Raises:

@@ -38,15 +38,23 @@ def results_table(results: Results, protocol: str) -> Table:
     )
     table.add_column("recommender", max_width=24)
     shown, main = shown_metrics(results), main_metric(results)
-    for heading in (*map(_abbreviate, shown), f"{_abbreviate(main)} interval", "invalid", "min", "size"):
+    several_seeds = len(results.seeds) > 1
+    headings = [*map(_abbreviate, shown), f"{_abbreviate(main)} interval", "invalid", "min", "size"]
+    if several_seeds:
+        headings.insert(len(shown), f"± {_abbreviate(main)}")
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, summary in results.under(protocol).items():
-        table.add_row(name, *_cells(summary, shown, main))
+        cells = _cells(summary, shown, main)
+        if several_seeds:
+            cells.insert(len(shown), _spread(summary, main))
+        table.add_row(name, *cells)
     figures = published_figures(results.dataset, published_protocol(protocol)) if protocol.startswith("test") else []
     if figures:
         table.add_section()
     for row in figures:
         cells = [_share(row.metrics[metric]) if metric in row.metrics else "" for metric in shown]
+        cells += [""] * several_seeds
         table.add_row(row.model, *cells, row.evidence.replace("_", "-"), "", "", "", style="dim")
     return table
 
@@ -86,6 +94,12 @@ def _cells(summary: RecommenderSummary, shown: list[str], main: str) -> list[str
         f"{summary.minutes:.1f}",
         format_tick(summary.parameters),
     ]
+
+
+def _spread(summary: RecommenderSummary, main: str) -> str:
+    """Standard deviation over the seeds; nothing for a recommender without a second one."""
+    spread = summary.metrics[main].spread
+    return "" if spread is None else _share(spread)
 
 
 def _share(value: float) -> str:

@@ -20,8 +20,9 @@ from kernels.rms_norm import RMSNorm
 from onerec.data.features import FittedPathways
 from onerec.errors import ArtifactError, ConfigError
 from onerec.model.configuration import PAD_TOKEN, OneRecConfig
-from onerec.model.dropout import Dropout
+from onerec.model.dropout import Dropout, StochasticDepth, grade_dropout
 from onerec.model.heads import Catalogue
+from onerec.model.hstu import HstuBlock, RelativeBias
 from onerec.model.layers import SelfAttention, residual_dtype, visible_up_to
 from onerec.model.moe import feed_forward, make_feed_forward
 from onerec.model.pathways import ContextPathways
@@ -102,6 +103,8 @@ class ContextBlock(nn.Module):
 class ContextEncoder(nn.Module):
     """Item vectors and positions, then pre-RMSNorm attention blocks (technical report, section 2.2), none if lazy.
 
+    The blocks are HSTU's by option (`onerec.model.hstu`), with biases that a module of their own holds for all of them.
+
     A learnt start position stands before the first item, so that a user without history has a context too; the static
     pathway, where there is one, adds to it. `code_rows_NL` holds each item's semantic ID as rows of the code table, all
     levels stacked, so that the ID table travels with the weights.
@@ -120,9 +123,16 @@ class ContextEncoder(nn.Module):
         self.start = nn.Embedding(1, config.embedding_dim)
         self.positions = nn.Embedding(config.max_history_items, config.embedding_dim)
         self.dropout = Dropout(config.context_dropout)
-        self.blocks = nn.ModuleList(ContextBlock(config, number) for number in range(config.num_context_layers))
+        hstu = config.context_block == "hstu"
+        self.blocks = nn.ModuleList(
+            HstuBlock(config) if hstu else ContextBlock(config, number) for number in range(config.num_context_layers)
+        )
+        grade_dropout(self.blocks, config.context_dropout, config.final_dropout)
+        self.depth = StochasticDepth(config.layer_dropout, config.num_context_layers)
         self.norm = None if config.context == "lazy" else RMSNorm(config.d_model, eps=1e-6)
         self.pathways = ContextPathways(config) if config.pathways is not None else None
+        reads_times = self.pathways is not None and self.pathways.spec.settings.times
+        self.bias = RelativeBias(config, reads_times) if hstu else None
 
     def set_pathways(self, fitted: FittedPathways) -> None:
         """Store what the pathways' features were fitted to.
@@ -145,22 +155,44 @@ class ContextEncoder(nn.Module):
         lengths_B: Tensor,
         counted: Tensor | None = None,
         pathways: dict[str, Tensor] | None = None,
+        moves_BSE: Tensor | None = None,
     ) -> Tensor:
         """Right-padded item indices -> states (B, C + 1 + S, D), the start's at C; padding reaches no real position.
 
         `counted` (bool, one or (B, 1)): whether the rows count as load of experts, None for yes. `pathways` are the
-        inputs of a model that has any; older events take the first C positions.
+        inputs of a model that has any; older events take the first C positions. `moves_BSE` are added to the vectors
+        of the items.
         """
-        x = self._embed(items_BS, lengths_B, pathways)
+        x = self._embed(items_BS, lengths_B, pathways, moves_BSE)
         if self.norm is None:
             return self.dropout(x)
         x = self.dropout(x.to(residual_dtype(self.blocks)))
         real_BS = self.real_positions(visible_up_to(lengths_B, items_BS.size(1))[:, 0, 0], pathways)
         counted_BS = real_BS if counted is None else real_BS & counted
         visible, causal = self._visible(real_BS, real_BS.size(1) - 1 - items_BS.size(1))
-        for block in self.blocks:
-            x = block(x, visible, causal, counted_BS)
+        if self.bias is not None:
+            x = self._through_hstu(x, visible, self.bias, items_BS.size(1), pathways)
+        else:
+            for number, block in enumerate(self.blocks):
+                x = self.depth(number, x, block(x, visible, causal, counted_BS))
         return self.norm(x.to(self.norm.weight.dtype))
+
+    def _through_hstu(
+        self,
+        x_BSD: Tensor,
+        visible: Tensor | None,
+        relative_bias: RelativeBias,
+        num_items: int,
+        pathways: dict[str, Tensor] | None,
+    ) -> Tensor:
+        num_positions = x_BSD.size(1)
+        if visible is None:
+            visible = torch.ones(num_positions, num_positions, dtype=torch.bool, device=x_BSD.device).tril()
+        times_BS = None if pathways is None else pathways.get("times")
+        biases = relative_bias(num_items, num_positions - 1 - num_items, times_BS)
+        for number, (block, bias) in enumerate(zip(self.blocks, biases, strict=True)):
+            x_BSD = self.depth(number, x_BSD, block(x_BSD, visible, bias))
+        return x_BSD
 
     def real_positions(self, mask_BS: Tensor, pathways: dict[str, Tensor] | None) -> Tensor:
         """Which positions (B, C + 1 + S) hold something, given which of the S items do."""
@@ -183,9 +215,13 @@ class ContextEncoder(nn.Module):
         itself_SS = positions == positions[:, None]  # so that padding, too, sees something
         return ((real_BS[:, None] & before_SS) | itself_SS)[:, None], False
 
-    def _embed(self, items_BS: Tensor, lengths_B: Tensor, pathways: dict[str, Tensor] | None) -> Tensor:
+    def _embed(
+        self, items_BS: Tensor, lengths_B: Tensor, pathways: dict[str, Tensor] | None, moves_BSE: Tensor | None
+    ) -> Tensor:
         """Older events, the start's vector, then those of the items and their positions (B, C + 1 + S, D)."""
         items_BSD = self.embedding(items_BS, self.code_rows_NL)
+        if moves_BSE is not None:
+            items_BSD = items_BSD + moves_BSE
         start_B1D = self.start.weight.expand(items_BS.size(0), 1, -1)
         older: list[Tensor] = []
         if self.pathways is not None:

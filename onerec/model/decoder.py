@@ -14,7 +14,7 @@ from kernels.prefix_attention import attend_to_prefix
 from kernels.rms_norm import RMSNorm
 from onerec.model.configuration import OneRecConfig
 from onerec.model.context import Context
-from onerec.model.dropout import Dropout
+from onerec.model.dropout import Dropout, StochasticDepth, grade_dropout
 from onerec.model.layers import CrossAttention, SelfAttention, residual_dtype
 from onerec.model.lazy import ContextProcessor, LazyCrossAttention
 from onerec.model.moe import feed_forward, make_feed_forward
@@ -138,6 +138,8 @@ class Decoder(nn.Module):
         self.levels = nn.Embedding(config.num_levels, config.d_model)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(DecoderBlock(config, number) for number in range(config.num_decoder_layers))
+        grade_dropout(self.blocks, config.dropout, config.final_dropout)
+        self.depth = StochasticDepth(config.layer_dropout, config.num_decoder_layers)
         self.norm = RMSNorm(config.d_model, eps=1e-6)
         self.context_processor = ContextProcessor(config) if config.context == "lazy" else None
 
@@ -169,8 +171,8 @@ class Decoder(nn.Module):
         x_BPLD = torch.cat([bos_BPD[:, :, None], self.codes(code_rows_BPT)], dim=2) + self.levels.weight[:num_positions]
         x_BPLD = self.dropout(x_BPLD.to(residual_dtype(self.blocks)))
         counted_BPL = None if counted_BP is None else counted_BP[..., None].expand(x_BPLD.shape[:-1])
-        for block, block_keys, block_values in zip(self._layers(), keys, values, strict=True):
-            x_BPLD = block(x_BPLD, block_keys, block_values, visible, counted_BPL)
+        for number, (block, *context) in enumerate(zip(self._layers(), keys, values, strict=True)):
+            x_BPLD = self.depth(number, x_BPLD, block(x_BPLD, *context, visible, counted_BPL))
         return self.norm(x_BPLD.to(self.norm.weight.dtype))
 
     def step(self, codes_BW: Tensor | None, level: int, context: Context, cache: DecoderCache) -> Tensor:

@@ -74,6 +74,31 @@ class EventFeatures(nn.Module):
         return items_BSD + self.mixer(torch.cat([items_BSD, *of_items, *of_events], dim=-1))
 
 
+class ReturnVectors(nn.Module):
+    """Wished-for returns to vectors; in training some are withheld, so that nothing need be wished."""
+
+    def __init__(self, spec: PathwaySpec, width: int, number_width: int) -> None:
+        super().__init__()
+        settings = spec.settings.returns
+        assert settings is not None
+        self.unknown_share = settings.unknown_share
+        self.numbers = nn.ModuleList(NumberEmbedding(number, number_width) for number in spec.returns)
+        self.mixer = Mixer(len(spec.returns) * number_width, width)
+
+    def forward(self, returns_BPJ: Tensor) -> Tensor:
+        """Returns (B, P, J), NaN where nothing is wished -> (B, P, D)."""
+        if self.training and self.unknown_share:
+            withheld = torch.rand(returns_BPJ.shape, device=returns_BPJ.device) < self.unknown_share
+            returns_BPJ = returns_BPJ.masked_fill(withheld, float("nan"))
+        parts = [table(returns_BPJ[..., column]) for column, table in enumerate(self.numbers)]
+        return self.mixer(torch.cat(parts, dim=-1))
+
+    def nothing(self) -> Tensor:
+        """The vector (1, 1, D) of no wish at all."""
+        weight = self.mixer.output.weight
+        return self(torch.full((1, 1, len(self.numbers)), float("nan"), dtype=weight.dtype, device=weight.device))
+
+
 def category_tables(specs: Sequence[CategorySpec], num_hashes: int, width: int) -> nn.ModuleList:
     """One table a category."""
     return nn.ModuleList(HashedEmbedding(spec.num_own, spec.num_shared, num_hashes, width) for spec in specs)

@@ -14,10 +14,11 @@ def forward_flops(config: OneRecConfig, num_positions: int, num_targets: int, me
 
     `mean_context` is the mean number of context positions a target attends to.
     """
-    attended = mean_context + (config.num_levels + 1) / 2
+    attended = mean_context + (_list_tokens(config) + 1) / 2
     heads = sum(_code_head(config, level) for level in range(config.num_levels))
     item_head = config.embedding_dim * (config.d_model + config.num_items) if config.item_head_weight else 0
-    per_target = config.num_levels * _decoder_position(config, attended) + _bos(config) + heads + item_head
+    per_list = _list_tokens(config) * _decoder_position(config, attended) + _bos(config)
+    per_target = per_list / max(config.session_items, 1) + heads + item_head
     return 2.0 * (num_positions * _context_position(config, mean_context) + num_targets * per_target)
 
 
@@ -44,8 +45,9 @@ def _context_position(config: OneRecConfig, mean_context: float) -> float:
     if config.context == "lazy":
         split = 2 if config.separate_values else 1
         return config.embedding_dim * split * config.num_kv_layers * config.num_kv_heads * config.head_dim
-    attention = config.num_context_layers * (4 * config.d_model * inner + 2 * inner * mean_context)
-    feed_forwards = _feed_forwards(config, config.num_context_layers, in_context=True)
+    hstu = config.context_block == "hstu"  # which projects a gate too, and has no feed-forward
+    attention = config.num_context_layers * ((5 if hstu else 4) * config.d_model * inner + 2 * inner * mean_context)
+    feed_forwards = 0 if hstu else _feed_forwards(config, config.num_context_layers, in_context=True)
     return attention + feed_forwards + config.num_decoder_layers * 2 * config.d_model * inner
 
 
@@ -54,6 +56,11 @@ def _decoder_position(config: OneRecConfig, num_attended: float) -> float:
     inner = config.num_heads * config.head_dim
     attention = config.num_decoder_layers * (6 * config.d_model * inner + 2 * inner * num_attended)
     return attention + _feed_forwards(config, config.num_decoder_layers, in_context=False)
+
+
+def _list_tokens(config: OneRecConfig) -> int:
+    """Tokens that are read together: an item's but the last, or those of a list, whose items BOS keeps apart."""
+    return max(config.session_items, 1) * (config.num_levels + 1) - 1
 
 
 def _bos(config: OneRecConfig) -> int:

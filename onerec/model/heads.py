@@ -1,6 +1,7 @@
 """Output heads: one over the codes of each level, and an optional one over all items.
 
-Shapes: M rows, L levels, K codes of a level, D width, N items, S history length in items.
+Shapes: M rows, L levels, K codes of a level, D width, E width of item vectors, N items, S history length in items, B
+requests, W items of each.
 """
 
 from dataclasses import dataclass
@@ -52,3 +53,8 @@ class ItemHead(nn.Module):
         """States (M, D), item vectors, one a row of N, and the rows of the items seen -> logits (M, N) in float32."""
         logits_MN = torch.matmul(self.query(states_MD), item_vectors.T).float()
         return logits_MN if self.repeats is None else self.repeats(logits_MN, columns_MS, seen_MS)
+
+    def score(self, states_BD: Tensor, vectors_BWE: Tensor, seen_BW: Tensor) -> Tensor:
+        """The same logits of a few items each state, by their vectors, seen ones marked (bool) -> (B, W) in float32."""
+        logits_BW = torch.bmm(vectors_BWE, self.query(states_BD)[:, :, None])[:, :, 0].float()
+        return logits_BW if self.repeats is None else logits_BW + self.repeats.term(seen_BW)

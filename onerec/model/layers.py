@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernels.attention import attend
+from kernels.beam_attention import attend_beams
 from onerec.model.configuration import Activation, OneRecConfig
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu_, "gelu": F.gelu, "swiglu": F.silu}
@@ -70,7 +71,7 @@ class CrossAttention(nn.Module):
     def forward(self, x_BQD: Tensor, keys_BHSd: Tensor, values_BHSd: Tensor, visible: Tensor | None) -> Tensor:
         """Attend to the context; `visible` (bool, broadcast to (B, H, Q, S)) marks positions a query may see."""
         queries = split_heads(self.query(x_BQD), self.num_heads)
-        mixed = attend(queries, keys_BHSd, values_BHSd, visible)
+        mixed = attend_beams(queries, keys_BHSd, values_BHSd, visible)
         return self.output(merge_heads(mixed))
 
 

@@ -18,7 +18,7 @@ Shapes: B batch, S context positions, Q queries, D width, H query heads, G heads
 import torch
 from torch import Tensor, nn
 
-from kernels.attention import attend
+from kernels.beam_attention import attend_beams
 from kernels.rms_norm import RMSNorm
 from onerec.model.configuration import OneRecConfig
 from onerec.model.layers import merge_heads, split_heads
@@ -65,5 +65,5 @@ class LazyCrossAttention(nn.Module):
             visible = torch.cat([visible] * self.num_queries_of_key, dim=-2)
         queries_BHQd = split_heads(self.query(x_BQD), self.num_heads)
         queries_BGqd = queries_BHQd.unflatten(1, (-1, self.num_queries_of_key)).flatten(2, 3)
-        mixed_BGqd = attend(queries_BGqd, keys_BGSd, values_BGSd, visible)
+        mixed_BGqd = attend_beams(queries_BGqd, keys_BGSd, values_BGSd, visible)
         return self.output(merge_heads(mixed_BGqd.unflatten(2, (self.num_queries_of_key, -1)).flatten(1, 2)))

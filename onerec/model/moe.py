@@ -23,6 +23,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from kernels.grouped_products import grouped_product
+from kernels.routed_products import routed_product
 from onerec.model.configuration import OneRecConfig
 from onerec.model.layers import FeedForward
 
@@ -80,10 +81,11 @@ class Experts(nn.Module):
         self.inner_EDF = nn.Parameter(torch.empty(shape[0], shape[1], 2 * shape[2]))  # gates, then values
         self.output_EFD = nn.Parameter(torch.empty(shape[0], shape[2], shape[1]))
 
-    def forward(self, rows_AD: Tensor, counts_E: Tensor) -> Tensor:
-        """Rows sorted by expert, `counts_E` of them each -> (A, D)."""
-        gates_AF, values_AF = grouped_product(rows_AD, self.inner_EDF.to(rows_AD.dtype), counts_E).chunk(2, dim=-1)
-        return grouped_product(F.silu(gates_AF) * values_AF, self.output_EFD.to(rows_AD.dtype), counts_E)
+    def forward(self, x_TD: Tensor, tokens_A: Tensor, counts_E: Tensor) -> Tensor:
+        """Tokens `tokens_A`, sorted by expert, `counts_E` of them each -> (A, D)."""
+        inner_AF = routed_product(x_TD, self.inner_EDF.to(x_TD.dtype), counts_E, tokens_A)
+        gates_AF, values_AF = inner_AF.chunk(2, dim=-1)
+        return grouped_product(F.silu(gates_AF) * values_AF, self.output_EFD.to(x_TD.dtype), counts_E)
 
 
 class MixtureOfExperts(nn.Module):
@@ -104,7 +106,7 @@ class MixtureOfExperts(nn.Module):
         tokens_A = order_A // chosen_Tk.size(1)
         counts_E = count_choices(chosen_Tk, len(self.router.bias_E))
         # index_select and index_add: several times as fast on a CPU as indices in brackets.
-        mixed_AD = self.experts(x_TD.index_select(0, tokens_A), counts_E)
+        mixed_AD = self.experts(x_TD, tokens_A, counts_E)
         mixed_AD = mixed_AD * weights_Tk.flatten().index_select(0, order_A)[:, None]
         start_TD = torch.zeros_like(x_TD) if self.shared is None else self.shared(x_TD)
         return start_TD.index_add(0, tokens_A, mixed_AD).view_as(x)

@@ -7,14 +7,13 @@ Departures from the report:
 3. By option, BOS carries the newest context state, and codes' logits look up the items below them (`prefixes`) and
    those that the history holds (`repeats`). What decoding reads of the catalogue follows its branching.
 4. An auxiliary softmax over all items may train the context beside the codes, and be a teacher of soft targets to
-   the code heads; it is never part of decoding.
+   the code heads; it is never part of decoding. The loss with its further options is in `target_loss`.
 
 Shapes: B batch, S context positions (the start and the history items; in arguments the items alone), P targets a row,
 M targets in all, T decoder tokens, L levels, K codes of a level, V flat vocabulary, W beams, D width.
 """
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,33 +21,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSeq2SeqLM, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import Seq2SeqLMOutput
 
-from onerec.data.batches import IGNORED_TARGET
 from onerec.errors import ArtifactError
 from onerec.model.configuration import NUM_SPECIAL_TOKENS, PAD_TOKEN, OneRecConfig
 from onerec.model.context import Context, ContextEncoder, ContextOutput
 from onerec.model.decoder import Decoder, DecoderCache
-from onerec.model.distillation import CodeTeacher, Lesson
+from onerec.model.distillation import CodeTeacher
 from onerec.model.features import ZeroLinear
 from onerec.model.hashed_embedding import ValueTable
 from onerec.model.heads import Catalogue, CodeHeads, ItemHead
 from onerec.model.initialisation import initialise
 from onerec.model.layers import visible_up_to
+from onerec.model.lists import ListDecoder, ListPass
 from onerec.model.moe import balance_experts
 from onerec.model.precision import Precision
-from onerec.model.prefix_loss import prefix_loss
 from onerec.model.prefixes import PrefixTree, PrefixVectors
 from onerec.model.repeats import SeenItems, first_occurrences
-
-
-@dataclass
-class OneRecOutput(Seq2SeqLMOutput):
-    """Loss and logits, with the summed parts of the loss and the number of targets they stand for."""
-
-    level_losses_L: Tensor | None = None  # mean cross-entropy of each level
-    item_loss: Tensor | None = None  # mean cross-entropy of the auxiliary item head
-    num_targets: Tensor | None = None
+from onerec.model.target_loss import OneRecOutput, TargetPass, Teach, states_before_targets, target_loss
+from onerec.model.teacher_heads import TeacherHeads
 
 
 class OneRec(PreTrainedModel, GenerationMixin):
@@ -63,9 +53,10 @@ class OneRec(PreTrainedModel, GenerationMixin):
     def __init__(self, config: OneRecConfig) -> None:
         super().__init__(config)
         self.encoder = ContextEncoder(config)
-        self.decoder = Decoder(config)
+        self.decoder = ListDecoder(config) if config.session_items else Decoder(config)
         self.code_heads = CodeHeads(config)
         self.item_head = ItemHead(config) if config.item_head_weight else None
+        self.teacher_heads = TeacherHeads(config) if config.teacher_weight else None
         self._teacher: CodeTeacher | None = None
         self._tree: PrefixTree | None = None
         self.post_init()
@@ -126,9 +117,14 @@ class OneRec(PreTrainedModel, GenerationMixin):
             model.decoder.context_processor.to(torch.bfloat16)
         return model
 
-    def pool_prefix_vectors(self) -> PrefixVectors | None:
-        """The mean vectors of the items below each prefix of the ID table; None for a model without heads for them."""
-        return self._pool(self.encoder.item_vectors()) if self.config.prefix_vectors else None
+    def pool_prefix_vectors(self, vectors_NE: Tensor | None = None) -> PrefixVectors | None:
+        """The mean vectors of the items below each prefix of the ID table; None for a model without heads for them.
+
+        `vectors_NE` are the items' vectors, looked up where they are not given.
+        """
+        if not self.config.prefix_vectors:
+            return None
+        return self._prefix_tree().pool(self.encoder.item_vectors() if vectors_NE is None else vectors_NE)
 
     def encode(
         self,
@@ -147,11 +143,19 @@ class OneRec(PreTrainedModel, GenerationMixin):
         real_BS = self.encoder.real_positions(mask_BS, pathways)
         visible = None if bool(real_BS.all()) else real_BS[:, None, None]
         keys, values = self.decoder.project_context(states_BSD)
-        newest_BD = _states_before_targets(states_BSD, real_BS, num_targets=1)[:, 0]
+        newest_BD = self.states_before(states_BSD, real_BS, 1, pathways)[:, 0]
         if prefix_vectors is None:
             prefix_vectors = self.pool_prefix_vectors()
-        seen = self._seen_items(items_BS, mask_BS & first_occurrences(items_BS))
-        return Context(states_BSD, newest_BD, keys, values, visible, Catalogue(prefix_vectors, seen))
+        catalogue = self._catalogue(items_BS, mask_BS, prefix_vectors)
+        return Context(states_BSD, newest_BD, keys, values, visible, catalogue)
+
+    def states_before(
+        self, states_BSD: Tensor, mask_BS: Tensor, num_targets: int, pathways: dict[str, Tensor] | None
+    ) -> Tensor:
+        """The context state (B, P, D) before each target, with what its return is to be, where the model reads that."""
+        states_BPD = states_before_targets(states_BSD, mask_BS, num_targets)
+        reader = self.encoder.pathways
+        return states_BPD if reader is None else reader.add_returns(states_BPD, mask_BS, pathways)
 
     def new_cache(self) -> DecoderCache:
         """An empty cache for one beam search."""
@@ -181,7 +185,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
         hidden_BPLD = self.decoder(
             rows_BPL[..., :-1], context.newest_BD[:, None], context.keys, context.values, context.visible_B11S
         )
-        prefixes = self._prefixes_of(codes_BPL[..., :-1])
+        prefixes = self.prefixes_of(codes_BPL[..., :-1])
         first = self.code_heads(hidden_BPLD[:, :1, 0], 0, prefixes[0][:, :1], context.catalogue)
         later = [
             self.code_heads(hidden_BPLD[:, :, level], level, prefixes[level], context.catalogue)
@@ -189,23 +193,26 @@ class OneRec(PreTrainedModel, GenerationMixin):
         ]
         return [first, *later]
 
-    def _prefixes_of(self, codes: Tensor) -> tuple[Tensor, ...]:
+    def prefixes_of(self, codes: Tensor) -> tuple[Tensor, ...]:
         """Codes (..., T) -> the prefixes (...) of 0 to T codes as numbers."""
         prefixes = [torch.zeros(codes.shape[:-1], dtype=torch.long, device=codes.device)]
         for level in range(codes.size(-1)):
             prefixes.append(prefixes[-1] * self.config.codes_per_level[level] + codes[..., level])
         return tuple(prefixes)
 
-    def _pool(self, vectors_NE: Tensor) -> PrefixVectors:
-        return self._prefix_tree().pool(vectors_NE)
-
-    def _seen_items(self, items_BS: Tensor, counted_BS: Tensor) -> SeenItems | None:
-        """The history's items where `counted_BS` (bool), for each request (B, 1, S); None where no head reads them."""
+    def seen_items(self, items: Tensor, counted: Tensor) -> SeenItems | None:
+        """Items (..., S) of histories where `counted` (bool), for each history (..., 1, S); None where no head asks."""
         if not self.config.repeat_bias:
             return None
-        codes_B1SL = self.codes_of(items_BS)[:, None]
-        shares_BSL = self._prefix_tree().share_of_item_NL[items_BS] * counted_BS[..., None]
-        return SeenItems(self._prefixes_of(codes_B1SL[..., :-1]), codes_B1SL, shares_BSL[:, None])
+        codes_1SL = self.codes_of(items)[..., None, :, :]
+        shares_SL = self._prefix_tree().share_of_item_NL[items] * counted[..., None]
+        seen_1S = items.masked_fill(~counted, -1)[..., None, :]
+        return SeenItems(seen_1S, self.prefixes_of(codes_1SL[..., :-1]), codes_1SL, shares_SL[..., None, :, :])
+
+    def _catalogue(self, items_BS: Tensor, real_BS: Tensor, prefix_vectors: PrefixVectors | None) -> Catalogue:
+        """What the code heads look up for requests; only where one asks are histories searched for repetition."""
+        counted_BS = real_BS & first_occurrences(items_BS) if self.config.repeat_bias else real_BS
+        return Catalogue(prefix_vectors, self.seen_items(items_BS, counted_BS))
 
     # ---- training and transformers' interface --------------------------------------------------------------------
 
@@ -219,6 +226,8 @@ class OneRec(PreTrainedModel, GenerationMixin):
         encoder_outputs: ContextOutput | None = None,
         counted: Tensor | None = None,
         pathways: dict[str, Tensor] | None = None,
+        target_weights: Tensor | None = None,
+        teach: Teach | None = None,
         **_: Any,
     ) -> OneRecOutput:
         """Loss over target items, or logits over the flat vocabulary in the form of transformers' generate.
@@ -226,29 +235,53 @@ class OneRec(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: (B, S) item index + 1, 0 for padding on the right.
             target_items: (B, P) the items after the last P of the 1 + S positions, for a causal or lazy context, or
-                (B, 1) the item after the whole history; -100 where there is none.
+                (B, 1) the item after the whole history; -100 where there is none. (B, 1, m) the list after it, for a
+                model of lists.
             decoder_input_ids: (B, T) flat tokens [BOS, code, ...] with T <= L; used when no targets are given.
             labels: (B, T) flat tokens to predict, -100 to leave out.
             counted: bool, one or (B, 1): whether the rows count as load of experts; None for yes.
             pathways: what the encoder's pathways read, for a model that has any.
+            target_weights: (B, P) how much each target counts; None for all the same.
+            teach: a teacher's reading of the same batch, for a model with heads that learn from it.
         """
         if encoder_outputs is None:
             if input_ids is None:
                 raise ValueError("OneRec.forward needs input_ids or encoder_outputs")
             encoder_outputs = self.encoder(input_ids, attention_mask, counted, pathways)
-        states_BSD, history_BS = encoder_outputs.last_hidden_state, encoder_outputs.input_ids
+        if target_items is not None:
+            batch = self.target_pass(encoder_outputs, target_items, attention_mask, counted, pathways, target_weights)
+            return target_loss(batch, teach)
+        if decoder_input_ids is None:
+            raise ValueError("OneRec.forward needs target_items or decoder_input_ids")
+        states_BSD, items_BS, mask_BS = self._positions(encoder_outputs, attention_mask, pathways)
+        logits_BTV = self._flat_logits(states_BSD, items_BS, mask_BS, decoder_input_ids, pathways)
+        loss = None if labels is None else F.cross_entropy(logits_BTV.flatten(0, 1), labels.flatten())
+        return OneRecOutput(loss=loss, logits=logits_BTV, encoder_last_hidden_state=states_BSD)
+
+    def target_pass(
+        self,
+        encoded: ContextOutput,
+        target_items: Tensor,
+        attention_mask: Tensor | None = None,
+        counted: Tensor | None = None,
+        pathways: dict[str, Tensor] | None = None,
+        target_weights: Tensor | None = None,
+    ) -> TargetPass:
+        """A batch that the encoder has read, with its targets; the arguments are those of `forward`."""
+        positions = self._positions(encoded, attention_mask, pathways)
+        if target_items.dim() == 3:
+            return ListPass(self, *positions, target_items[:, 0], counted, pathways)
+        return TargetPass(self, *positions, target_items, counted, pathways, target_weights)
+
+    def _positions(
+        self, encoded: ContextOutput, attention_mask: Tensor | None, pathways: dict[str, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """States of all positions of the context, items of the last of them, and which positions are real."""
+        states_BSD, history_BS = encoded.last_hidden_state, encoded.input_ids
         assert states_BSD is not None
         assert history_BS is not None
         mask_BS = attention_mask.bool() if attention_mask is not None else history_BS.ne(PAD_TOKEN)
-        items_BS = (history_BS - 1).clamp(min=0)
-        mask_BS = self.encoder.real_positions(mask_BS, pathways)  # from here on S counts all positions of the context
-        if target_items is not None:
-            return self._target_loss(states_BSD, items_BS, mask_BS, target_items, counted)
-        if decoder_input_ids is None:
-            raise ValueError("OneRec.forward needs target_items or decoder_input_ids")
-        logits_BTV = self._flat_logits(states_BSD, items_BS, mask_BS, decoder_input_ids)
-        loss = None if labels is None else F.cross_entropy(logits_BTV.flatten(0, 1), labels.flatten())
-        return OneRecOutput(loss=loss, logits=logits_BTV, encoder_last_hidden_state=states_BSD)
+        return states_BSD, (history_BS - 1).clamp(min=0), self.encoder.real_positions(mask_BS, pathways)
 
     def balance_experts(self) -> Tensor | None:
         """Even out the experts' loads; to be called after each optimizer step, by all processes together.
@@ -275,88 +308,8 @@ class OneRec(PreTrainedModel, GenerationMixin):
             "attention_mask": attention_mask,
         }
 
-    def _target_loss(
-        self,
-        states_BSD: Tensor,
-        items_BS: Tensor,  # the last S positions
-        mask_BS: Tensor,
-        target_items_BP: Tensor,
-        counted: Tensor | None,
-    ) -> OneRecOutput:
-        has_target_BP = target_items_BP != IGNORED_TARGET
-        counted_BP = has_target_BP if counted is None else has_target_BP & counted
-        items_M = target_items_BP[has_target_BP]
-        newest_BPD = _states_before_targets(states_BSD, mask_BS, target_items_BP.size(1))
-        vectors_NE = self.encoder.item_vectors()
-        item_loss, lesson, paths_M = None, None, items_M
-        history = _histories_before_targets(items_BS, mask_BS[:, -items_BS.size(1) :], has_target_BP)
-        lazy = self.config.context == "lazy"  # no context position has seen another, but BOS has seen them all
-        if self.item_head is not None and not lazy:
-            item_loss, lesson = self._item_loss(self.item_head, newest_BPD[has_target_BP], items_M, vectors_NE, history)
-            paths_M = self._draw_paths(items_M, lesson)
-        paths_BP = torch.zeros_like(target_items_BP).masked_scatter(has_target_BP, paths_M)
-        keys, values = self.decoder.project_context(states_BSD)
-        visible = self._visible_to_targets(mask_BS, target_items_BP.size(1))
-        code_rows_BPL = self.encoder.code_rows_NL[paths_BP]
-        hidden_BPLD = self.decoder(code_rows_BPL[..., :-1], newest_BPD, keys, values, visible, counted_BP)
-        hidden_MLD = hidden_BPLD[has_target_BP]
-        if self.item_head is not None and lazy:
-            item_loss, lesson = self._item_loss(self.item_head, hidden_MLD[:, 0], items_M, vectors_NE, history)
-        vectors = self._pool(vectors_NE) if self.config.prefix_vectors else None
-        catalogue = Catalogue(vectors, self._seen_items(*history))
-        level_losses_L = self._level_losses(hidden_MLD, paths_M, catalogue, lesson)
-        loss = level_losses_L.sum()
-        if self.training and self.config.prefix_loss_weight:
-            sharpness = self.config.prefix_loss_sharpness
-            loss = loss + self.config.prefix_loss_weight * prefix_loss(level_losses_L, sharpness)
-        if item_loss is not None:
-            loss = loss + self.config.item_head_weight * item_loss
-        return OneRecOutput(
-            loss=loss, level_losses_L=level_losses_L.detach(), item_loss=item_loss, num_targets=has_target_BP.sum()
-        )
-
-    def _visible_to_targets(self, mask_BS: Tensor, num_targets: int) -> Tensor:
-        """Which context positions each decoder position sees, broadcast to (B, H, P * L, S)."""
-        if num_targets == 1:
-            return mask_BS[:, None, None, :]
-        num_positions = mask_BS.size(1)
-        causal_SS = torch.ones(num_positions, num_positions, dtype=torch.bool, device=mask_BS.device).tril()
-        causal = causal_SS[-num_targets:].repeat_interleave(self.config.num_levels, dim=0)
-        return causal if self.encoder.pathways is None else causal & mask_BS[:, None, None, :]
-
-    def _item_loss(
-        self, head: ItemHead, states_MD: Tensor, items_M: Tensor, vectors_NE: Tensor, history: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Lesson | None]:
-        """Loss of the item head and, in training, what it teaches the code heads, where they are to learn from it."""
-        history_MS, seen_MS = history
-        if not (self.training and (self.config.item_distillation or self.config.path_sampling)):
-            return F.cross_entropy(head(states_MD, vectors_NE, history_MS, seen_MS), items_M), None
-        teacher = self._code_teacher()
-        logits_MN = head(states_MD, vectors_NE[teacher.order_N], teacher.place_N[history_MS], seen_MS)
-        log_probs_MN = logits_MN.log_softmax(dim=-1)
-        return F.nll_loss(log_probs_MN, teacher.place_N[items_M]), teacher.lesson(log_probs_MN.detach().exp())
-
-    def _draw_paths(self, items_M: Tensor, lesson: Lesson | None) -> Tensor:
-        """The items whose codes the decoder reads and learns: the true ones, or by share drawn from the item head."""
-        if lesson is None or not self.config.path_sampling or not len(items_M):
-            return items_M
-        drawn_M = torch.rand(items_M.shape, device=items_M.device) < self.config.path_sampling
-        return torch.where(drawn_M, lesson.sample_items(), items_M)
-
-    def _level_losses(self, hidden_MLD: Tensor, items_M: Tensor, catalogue: Catalogue, lesson: Lesson | None) -> Tensor:
-        """Mean cross-entropy of each level, partly against the item head's distribution where one is given."""
-        losses, codes_ML = [], self.codes_of(items_M)
-        prefixes = self._prefixes_of(codes_ML[:, None, :-1])
-        for level in range(self.config.num_levels):
-            logits_MK = self.code_heads(hidden_MLD[:, None, level], level, prefixes[level], catalogue)[:, 0]
-            loss = F.cross_entropy(logits_MK, codes_ML[:, level], label_smoothing=self._smoothing())
-            if lesson is not None and self.config.item_distillation:
-                soft_MK = lesson.code_targets(items_M, level)
-                loss = torch.lerp(loss, F.cross_entropy(logits_MK, soft_MK), self.config.item_distillation)
-            losses.append(loss)
-        return torch.stack(losses)
-
-    def _code_teacher(self) -> CodeTeacher:
+    def code_teacher(self) -> CodeTeacher:
+        """What sums item probabilities along the ID table's tree."""
         if self._teacher is None:
             self._teacher = CodeTeacher(self._all_codes(), self.config.codes_per_level, self.device)
         return self._teacher
@@ -370,18 +323,21 @@ class OneRec(PreTrainedModel, GenerationMixin):
     def _all_codes(self) -> np.ndarray:
         return self.codes_of(torch.arange(self.config.num_items, device=self.device)).cpu().numpy()
 
-    def _smoothing(self) -> float:
-        return self.config.label_smoothing if self.training else 0.0
-
-    def _flat_logits(self, states_BSD: Tensor, items_BS: Tensor, mask_BS: Tensor, decoder_input_ids: Tensor) -> Tensor:
+    def _flat_logits(
+        self,
+        states_BSD: Tensor,
+        items_BS: Tensor,
+        mask_BS: Tensor,
+        decoder_input_ids: Tensor,
+        pathways: dict[str, Tensor] | None,
+    ) -> Tensor:
         """Logits (B, T, V): those of position t fill the codes of level t, the rest is -inf."""
         keys, values = self.decoder.project_context(states_BSD)
         code_rows_BT = decoder_input_ids[:, 1:] - NUM_SPECIAL_TOKENS
         first_rows_T = torch.tensor(self.decoder.first_rows[: code_rows_BT.size(1)], device=code_rows_BT.device)
-        prefixes = self._prefixes_of((code_rows_BT - first_rows_T)[:, None])
-        seen = self._seen_items(items_BS, mask_BS[:, -items_BS.size(1) :] & first_occurrences(items_BS))
-        catalogue = Catalogue(self.pool_prefix_vectors(), seen)
-        newest_B1D = _states_before_targets(states_BSD, mask_BS, num_targets=1)
+        prefixes = self.prefixes_of((code_rows_BT - first_rows_T)[:, None])
+        catalogue = self._catalogue(items_BS, mask_BS[:, -items_BS.size(1) :], self.pool_prefix_vectors())
+        newest_B1D = self.states_before(states_BSD, mask_BS, 1, pathways)
         hidden_BTD = self.decoder(code_rows_BT[:, None], newest_B1D, keys, values, mask_BS[:, None, None, :])[:, 0]
         logits_BTV = hidden_BTD.new_full((*hidden_BTD.shape[:2], self.config.vocab_size), float("-inf"))
         for level in range(hidden_BTD.size(1)):
@@ -389,26 +345,6 @@ class OneRec(PreTrainedModel, GenerationMixin):
             logits_B1K = self.code_heads(hidden_BTD[:, level, None], level, prefixes[level], catalogue)
             logits_BTV[:, level, first : first + self.config.codes_per_level[level]] = logits_B1K[:, 0]
         return logits_BTV
-
-
-def _states_before_targets(states_BSD: Tensor, mask_BS: Tensor, num_targets: int) -> Tensor:
-    """The context state (B, P, D) of the newest position that each target follows."""
-    if num_targets > 1:
-        return states_BSD[:, -num_targets:]
-    rows_B = torch.arange(states_BSD.size(0), device=states_BSD.device)
-    newest_B = mask_BS.size(1) - 1 - mask_BS.flip(1).byte().argmax(dim=1)
-    return states_BSD[rows_B, newest_B][:, None]
-
-
-def _histories_before_targets(items_BS: Tensor, real_BS: Tensor, has_target_BP: Tensor) -> tuple[Tensor, Tensor]:
-    """For each of M targets the items of its row (M, S), and which of them come before it (M, S)."""
-    num_items, num_targets = items_BS.size(1), has_target_BP.size(1)
-    rows_M, places_M = has_target_BP.nonzero(as_tuple=True)
-    before_MS = real_BS[rows_M]
-    if num_targets > 1:
-        num_before_M = num_items + 1 - num_targets + places_M
-        before_MS = before_MS & (torch.arange(num_items, device=items_BS.device) < num_before_M[:, None])
-    return items_BS[rows_M], before_MS & first_occurrences(items_BS)[rows_M]
 
 
 AutoModel.register(OneRecConfig, OneRec)

@@ -25,8 +25,9 @@ from onerec.data.pathway_settings import EventSettings, PathwaySpec
 from onerec.data.pathways import PathwayReader
 from onerec.errors import ArtifactError
 from onerec.model.configuration import OneRecConfig
-from onerec.model.features import EventFeatures, Mixer, category_tables
+from onerec.model.features import EventFeatures, Mixer, ReturnVectors, category_tables
 from onerec.model.lifelong import QueryReader
+from onerec.model.target_loss import states_before_targets
 
 _LEAST_WIDTH = 8
 Embed = Callable[[Tensor], Tensor]  # item indices (B, S) -> vectors (B, S, D)
@@ -58,6 +59,7 @@ class ContextPathways(nn.Module):
         self.positive = features_of(settings.positive)
         self.lifelong = features_of(settings.lifelong)
         self.positive_positions = nn.Embedding(settings.positive.length, dim) if settings.positive else None
+        self.returns = ReturnVectors(spec, config.d_model, width) if spec.returns else None
         self.lifelong_queries: QueryReader | None = None
         if settings.lifelong is not None:
             self.lifelong_queries = QueryReader(config, settings.lifelong.num_queries, settings.lifelong.num_blocks)
@@ -82,6 +84,17 @@ class ContextPathways(nn.Module):
     def reader(self) -> PathwayReader:
         """What turns users' events into this model's inputs."""
         return PathwayReader(self.spec, self.vectors_NV.cpu().numpy())
+
+    def add_returns(self, states_BPD: Tensor, mask_BS: Tensor, inputs: dict[str, Tensor] | None) -> Tensor:
+        """The context states before P targets with what their returns are to be."""
+        if self.returns is None:
+            return states_BPD
+        if inputs is None:
+            return states_BPD + self.returns.nothing()
+        returns_BWD = self.returns(inputs["returns"])
+        if returns_BWD.size(1) > 1:  # of all positions from the start on
+            returns_BWD = states_before_targets(returns_BWD, mask_BS[:, -returns_BWD.size(1) :], states_BPD.size(1))
+        return states_BPD + returns_BWD
 
     def add_static(self, start_B1D: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """The start's vectors with what the users' static features say."""

@@ -17,8 +17,9 @@ _NATS = 10.0  # of a weight of 1, so that the optimizer's small steps reach far 
 
 @dataclass(frozen=True)
 class SeenItems:
-    """The items of a history, in each place: the prefix before each level's code, the code, and its share of items."""
+    """The items of a history, in each place: the item, the prefix before each level's code, the code, and its share."""
 
+    items: Tensor  # (..., S), -1 where no item is seen
     prefixes: tuple[Tensor, ...]  # (..., S) a level
     codes: Tensor  # (..., S, L)
     shares: Tensor  # (..., S, L) one of how many items below that code, 0 where no item is seen
@@ -56,4 +57,8 @@ class ItemRepeatBias(nn.Module):
 
     def forward(self, logits_MN: Tensor, columns_MS: Tensor, seen_MS: Tensor) -> Tensor:
         """Logits and the columns of a history's items, where `seen_MS` (bool) says so -> logits, changed in place."""
-        return logits_MN.scatter_add_(1, columns_MS, _NATS * self.weight * seen_MS)
+        return logits_MN.scatter_add_(1, columns_MS, self.term(seen_MS))
+
+    def term(self, seen: Tensor) -> Tensor:
+        """What the logit of an item gains where it was seen (bool, any shape)."""
+        return _NATS * self.weight * seen

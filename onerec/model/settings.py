@@ -1,10 +1,17 @@
 """The model section of a run's config."""
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from onerec.data.pathway_settings import PathwaySettings, PathwaySpec
 from onerec.errors import ConfigError
-from onerec.model.configuration import Activation, ContextKind, OneRecConfig, Positions, RouterScore
+from onerec.model.configuration import (
+    Activation,
+    ContextBlockKind,
+    ContextKind,
+    OneRecConfig,
+    Positions,
+    RouterScore,
+)
 from tokenizer.settings import Settings
 
 
@@ -20,6 +27,11 @@ class ModelSettings(Settings):
     context: ContextKind = Field(
         "causal",
         description="causal: every position a target; bidirectional: the report's; lazy: OneRec-V2's, without encoder",
+    )
+    context_block: ContextBlockKind = Field(
+        "transformer",
+        description="of the context encoder; hstu: SiLU attention with relative biases in place of softmax and "
+        "feed-forward, which reads times by pathways.times",
     )
     embedding_dim: PositiveInt | None = Field(
         None, description="lazy: width of the item vectors (V2, table 5: d_model / 20); None for d_model"
@@ -51,6 +63,9 @@ class ModelSettings(Settings):
         True, description="codes' logits gain the product of a query with the mean vector of the items below"
     )
     repeat_bias: bool = Field(True, description="learn a term of the logits for items that the history holds already")
+    session_items: int = Field(
+        0, ge=0, description="items of a list decoded as one sequence (OneRec v1: 5), by data.sessions; 0: single items"
+    )
     item_head_weight: float = Field(1.0, ge=0, description="loss weight of the auxiliary softmax over items; 0: none")
     item_distillation: float = Field(
         0.0, ge=0, le=1, description="share of each code's target taken from the item head's distribution"
@@ -62,9 +77,27 @@ class ModelSettings(Settings):
         0.0, ge=0, description="of the loss of prefixes, which beams are pruned by (APAO: 0.05 to 0.4); 0: none"
     )
     prefix_loss_sharpness: float = Field(1.0, ge=0, description="how much the prefix of highest loss counts there")
+    prefix_rivals: int = Field(
+        0,
+        ge=0,
+        description="items drawn a target, whose prefixes it is to outrank (APAO pair-wise: 100); 0: point-wise",
+    )
+    adversarial_weight: float = Field(
+        0.0,
+        ge=0,
+        description="of what the worst small move of a history's vectors changes; 0: none, else 3 steps' time",
+    )
+    adversarial_size: PositiveFloat = Field(0.1, description="of that move, as share of the vectors' own norm")
+    adversarial_by_fit: bool = Field(False, description="move a history the more, the better it is fitted (VAT)")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over a level's other codes")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of activations dropped in training, in 256ths")
     context_dropout: float | None = Field(None, ge=0, lt=1, description="the same in the context; None for dropout")
+    final_dropout: float | None = Field(
+        None, ge=0, lt=1, description="dropout of a stack's last block, reached in even steps; None: all blocks alike"
+    )
+    layer_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of rows that pass a stack's last block by, in even steps from the first one"
+    )
     item_dropout: float = Field(0.0, ge=0, lt=1, description="share of history items dropped in training")
     pathways: PathwaySettings | None = Field(
         None, description="what the context reads beside the short-term items; None: nothing"
@@ -77,6 +110,31 @@ class ModelSettings(Settings):
             raise ValueError(f"{taught} needs the item head; set item_head_weight above 0")
         if self.path_sampling and self.context == "lazy":
             raise ValueError("path_sampling needs a context encoder; set it to 0, or the context to causal")
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_are_on(self) -> "ModelSettings":
+        for key, weight in (("prefix_rivals", "prefix_loss_weight"), ("adversarial_by_fit", "adversarial_weight")):
+            if getattr(self, key) and not getattr(self, weight):
+                raise ValueError(
+                    f"{key}: found {getattr(self, key)} with {weight} 0, which leaves it without effect; "
+                    f"set {weight} above 0 or leave {key} out"
+                )
+        if self.prefix_rivals and self.session_items:
+            raise ValueError(
+                f"prefix_rivals: found with session_items {self.session_items}, expected single items; "
+                "leave it out, which takes the point-wise form"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lists_have_one_truth(self) -> "ModelSettings":
+        taught = [key for key in ("item_distillation", "path_sampling") if getattr(self, key)]
+        if self.session_items and taught:
+            raise ValueError(
+                f"{', '.join(taught)}: found with session_items {self.session_items}, whose lists are learnt as they "
+                "are; set them to 0, or session_items to 0"
+            )
         return self
 
     @model_validator(mode="after")
@@ -111,6 +169,40 @@ class ModelSettings(Settings):
             raise ValueError(
                 f"num_kv_layers: found {self.num_kv_layers}, expected at most num_decoder_layers "
                 f"{self.num_decoder_layers}; share each set by one layer or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _hstu_is_consistent(self) -> "ModelSettings":
+        if self.context_block == "hstu" and self.context == "lazy":
+            raise ValueError(
+                "context_block: found hstu with context lazy, which has no blocks; "
+                "set the context to causal or bidirectional"
+            )
+        if self.context_block == "hstu" and self.experts_in_context:
+            raise ValueError(
+                "experts_in_context: found with context_block hstu, whose blocks have no feed-forward; leave it out"
+            )
+        if self.context_block != "hstu" and self.pathways is not None and self.pathways.times:
+            raise ValueError(
+                f"pathways.times: found with context_block {self.context_block}, expected hstu, the only one that "
+                "reads them; set context_block=hstu or leave them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _returns_are_read(self) -> "ModelSettings":
+        if self.pathways is None or self.pathways.returns is None:
+            return self
+        if self.bos_reads_context is False or self.context == "lazy":
+            raise ValueError(
+                "pathways.returns: found without bos_reads_context, by which decoding reads them; leave it out, with a "
+                "causal or bidirectional context"
+            )
+        if self.session_items:
+            raise ValueError(
+                f"pathways.returns: found with session_items {self.session_items}, expected single items, which have "
+                "returns of their own; set session_items to 0 or leave returns out"
             )
         return self
 

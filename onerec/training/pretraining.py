@@ -13,13 +13,19 @@ from onerec.data.batches import TrainingWindows, many_target_windows, one_target
 from onerec.data.features import FittedPathways
 from onerec.data.histories import Histories
 from onerec.data.pathways import EventSource, WindowPathways
+from onerec.data.sessions import session_windows
+from onerec.data.settings import SessionSettings
+from onerec.data.sliding import sliding_windows
+from onerec.data.target_settings import TargetSettings
+from onerec.data.targets import FutureTargets, event_weights
 from onerec.errors import ArtifactError, ConfigError, DataError
 from onerec.model.onerec import OneRec
 from onerec.model.settings import ModelSettings
 from onerec.training.checkpoints import latest_checkpoint
 from onerec.training.deepspeed import deepspeed_runtime, require_same_processes
 from onerec.training.failures import explained_failures
-from onerec.training.settings import TrainingSettings
+from onerec.training.settings import TeacherSettings, TrainingSettings
+from onerec.training.teacher import Teacher, save_without_teaching
 from onerec.training.trainer import OneRecTrainer
 from tokenizer.artifacts import (
     atomic_folder,
@@ -52,6 +58,7 @@ def pretrain(
     seed: int,
     pieces: SemanticIdPieces | None = None,
     pathways: FittedPathways | None = None,
+    sessions: SessionSettings | None = None,
 ) -> OneRec:
     """Train on the training events of `histories`, keep the weights best on validation, and store them in `folder`.
 
@@ -63,31 +70,37 @@ def pretrain(
         inputs: content hashes of the artefacts this one is made from.
         pieces: of the table's semantic IDs, for item vectors that sum theirs too.
         pathways: features fitted for the pathways of the model's settings, where they name any.
+        sessions: rules of the lists that a model of lists is trained on.
 
     Raises:
-        DataError: there is no training event.
+        DataError: there is no training event, or no list.
         ConfigError: the settings ask for what is not installed, contradict the model's, or need too much memory.
-        ArtifactError: another number of processes has written the ZeRO checkpoint to continue from.
+        ArtifactError: another number of processes has written the ZeRO checkpoint to continue from, or the teacher is
+            of another ID table.
         OneRecError: another process of the run has ended.
     """
     set_seed(seed)
-    model = build_model(model_settings, table, pieces, pathways)
-    windows = training_windows(histories, model, pathways)
+    teaching = training_settings.teacher
+    model = build_model(model_settings, table, pieces, pathways, teaching)
+    teacher = None if teaching is None else Teacher.load(teaching.path, model)
+    windows = training_windows(histories, model, pathways, training_settings.targets, seed, sessions)
     work_folder.mkdir(parents=True, exist_ok=True)
     best = work_folder / BEST
 
     def keep_best(candidate: OneRec, step: int) -> None:
         with atomic_folder(best) as temporary:
-            candidate.save_pretrained(temporary)
+            save_without_teaching(candidate, temporary)
             (temporary / "step.json").write_text(json.dumps({"step": step}))
 
     with deepspeed_runtime(training_settings.zero_stage):
-        trainer = OneRecTrainer(model, windows, training_settings, work_folder, seed, validate, keep_best)
+        trainer = OneRecTrainer(model, windows, training_settings, work_folder, seed, validate, keep_best, teacher)
         resume_from = latest_checkpoint(work_folder)
         if resume_from is not None:
             require_same_processes(resume_from, trainer.args.world_size)
         with explained_os_errors(work_folder), explained_failures(training_settings):
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    if teacher is not None:
+        inputs = {**inputs, "teacher": teacher.content_hash}
     if trainer.is_world_process_zero():
         _publish(best, folder, trainer, inputs, config_hash, table)
     trainer.accelerator.wait_for_everyone()
@@ -99,11 +112,18 @@ def build_model(
     table: SemanticIdTable,
     pieces: SemanticIdPieces | None = None,
     pathways: FittedPathways | None = None,
+    teacher: TeacherSettings | None = None,
 ) -> OneRec:
-    """A freshly initialised model that holds the ID table, and its pieces and fitted pathways where there are any."""
+    """A freshly initialised model that holds the ID table, and its pieces and fitted pathways where there are any.
+
+    With settings of a teacher it has heads that learn from one.
+    """
     num_pieces = pieces.vocabulary_size if pieces is not None else 0
     spec = None if pathways is None else pathways.spec
-    model = OneRec(settings.configuration(table.codes_per_level, len(table.codes_NL), num_pieces, spec))
+    config = settings.configuration(table.codes_per_level, len(table.codes_NL), num_pieces, spec)
+    if teacher is not None:
+        config.teacher_weight, config.teacher_temperature = teacher.weight, teacher.temperature
+    model = OneRec(config)
     model.set_codes(table.codes_NL, table.content_hash)
     if pathways is not None:
         model.encoder.set_pathways(pathways)
@@ -113,23 +133,57 @@ def build_model(
     return model
 
 
-def training_windows(histories: Histories, model: OneRec, pathways: FittedPathways | None = None) -> TrainingWindows:
-    """Windows over the training events in the form the model's context allows.
+def training_windows(
+    histories: Histories,
+    model: OneRec,
+    pathways: FittedPathways | None = None,
+    targets: TargetSettings | None = None,
+    seed: int = 0,
+    sessions: SessionSettings | None = None,
+) -> TrainingWindows:
+    """Windows over the training events in the form the model's context allows, with the targets of the settings.
 
     Raises:
-        DataError: there is no training event.
-        ConfigError: the model has pathways, and what was fitted for them is not given.
+        DataError: there is no training event, or none that is a target, or no list.
+        ConfigError: the model has pathways, and what was fitted for them is not given; or settings of targets that
+            contradict them or the data; or it is one of lists, and their rules are not given.
     """
-    make_windows = many_target_windows if model.config.many_targets else one_target_windows
-    windows = make_windows(histories, model.config.max_history_items)
+    targets = targets or TargetSettings()
+    windows = _cut(histories, model, targets, seed, sessions)
     if len(windows) == 0:
         raise DataError("training: found no training event, expected at least one. Lower the filters or add data.")
+    training = histories.training()
+    weights = event_weights(training, targets.weights)
+    if weights is not None:
+        windows = replace(windows, weights=weights).with_targets()
+    if targets.future is not None:
+        windows = replace(windows, future=FutureTargets.of(training, targets.future, weights, seed))
     if model.encoder.pathways is None:
         return windows
     if pathways is None:
         raise ConfigError("training: found a model with pathways and no features for it. Give those it was built with.")
-    source = EventSource(histories.training(), pathways.profiles)
+    if targets.future is not None and model.encoder.pathways.returns is not None:
+        raise ConfigError(
+            "training.targets.future: found beside model.pathways.returns, which are those of the next event; "
+            "leave either out."
+        )
+    source = EventSource(training, pathways.profiles)
     return replace(windows, pathways=WindowPathways(model.encoder.pathways.reader(), source))
+
+
+def _cut(
+    histories: Histories, model: OneRec, targets: TargetSettings, seed: int, sessions: SessionSettings | None
+) -> TrainingWindows:
+    max_items, many_targets = model.config.max_history_items, model.config.many_targets
+    if model.config.session_items:
+        if sessions is None:
+            raise ConfigError(
+                "training: found a model of lists and data of single events, expected the rules of lists."
+            )
+        return session_windows(histories, sessions, model.config.session_items, max_items)
+    if targets.sliding is not None:
+        return sliding_windows(histories, max_items, many_targets, targets.sliding.newest_every, seed)
+    return (many_target_windows if many_targets else one_target_windows)(histories, max_items)
 
 
 def load_pretrained(folder: Path, table: SemanticIdTable) -> OneRec:

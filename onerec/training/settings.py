@@ -1,10 +1,20 @@
 """The training section of a run's config."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from onerec.data.target_settings import TargetSettings
 from tokenizer.settings import Settings
+
+
+class TeacherSettings(Settings):
+    """A bigger model of the same ID table, whose distributions train auxiliary heads."""
+
+    path: Path = Field(description="folder of a run, of its pre-trained model, or a bundle")
+    weight: PositiveFloat = Field(1.0, description="of the heads' loss")
+    temperature: PositiveFloat = Field(1.0, description="which softens the distributions of both sides")
 
 
 class TrainingSettings(Settings):
@@ -15,6 +25,8 @@ class TrainingSettings(Settings):
     accumulation_steps: PositiveInt = Field(
         1, description="parts a step's windows are worked through in: less memory, the same gradient"
     )
+    targets: TargetSettings = Field(TargetSettings(), description="which events are to be predicted")
+    teacher: TeacherSettings | None = Field(None, description="a bigger model to learn from; None: from events alone")
     learning_rate: PositiveFloat = Field(1e-3, description="peak learning rate of AdamW and Muon")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="of the rate after the warm-up")
     warmup_steps: int = Field(200, ge=0, description="steps of linear warm-up")

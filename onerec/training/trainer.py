@@ -25,17 +25,20 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import TensorBoardCallback
 
 from onerec.data.batches import IGNORED_TARGET, TrainingWindows, bucketed_batches
-from onerec.model.flops import training_flops
-from onerec.model.onerec import OneRec, OneRecOutput
+from onerec.errors import ConfigError
+from onerec.model.onerec import OneRec
 from onerec.model.precision import Precision, choose_precision
+from onerec.model.target_loss import OneRecOutput
 from onerec.training.averaging import WeightCopy
 from onerec.training.balancing import ExpertBalancer
 from onerec.training.checkpoints import StagedCheckpoints
 from onerec.training.deepspeed import deepspeed_config
 from onerec.training.optimizers import build_optimizer, clip_gradients, schedule_arguments, use_sparse_gradients
 from onerec.training.processes import LONGEST_WAIT
+from onerec.training.progress import Progress
 from onerec.training.recomputation import recompute_activations
 from onerec.training.settings import TrainingSettings
+from onerec.training.teacher import Teacher
 from onerec.training.throughput import measure_matmul_gflops
 
 
@@ -48,8 +51,8 @@ class BatchPlan(Sampler[np.ndarray]):
     def __init__(
         self, windows: TrainingWindows, settings: TrainingSettings, seed: int, rank: int, num_processes: int
     ) -> None:
+        self._windows, self._settings = windows, settings
         self._shapes = windows.num_positions, windows.num_untrained_positions
-        self._settings = settings
         self._seed, self._rank, self._num_processes = seed, rank, num_processes
         steps_per_epoch = [len(self._batches(epoch)) for epoch in range(settings.epochs)]
         self.epoch_ends = np.cumsum(steps_per_epoch)  # global step after each epoch
@@ -58,15 +61,22 @@ class BatchPlan(Sampler[np.ndarray]):
         return int(self.epoch_ends[-1]) * self._settings.accumulation_steps
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """What this process reads, `accumulation_steps` times a step."""
+        """What this process reads, `accumulation_steps` times a step: epoch * number of windows + window."""
         num_parts = self._settings.accumulation_steps
         for epoch in range(self._settings.epochs):
+            first = epoch * len(self._windows)
             for batch in self._batches(epoch):
                 for part in range(num_parts):
-                    yield batch[part::num_parts][self._rank :: self._num_processes]
+                    yield first + batch[part::num_parts][self._rank :: self._num_processes]
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
-        return bucketed_batches(*self._shapes, self._settings.max_positions_per_step, self._seed, epoch)
+        chosen = self._windows.of_epoch(epoch)
+        if not len(chosen):
+            return []
+        positions, untrained = (shape[chosen] for shape in self._shapes)
+        limit = self._settings.max_positions_per_step
+        batches = bucketed_batches(positions, untrained, limit, self._seed, epoch)
+        return [chosen[batch] for batch in batches]
 
 
 class _Rows:
@@ -88,6 +98,10 @@ class OneRecTrainer(StagedCheckpoints):
     Args:
         validate: maps the model to its validation metrics.
         on_best: receives the model and the step whenever the selection metric has improved.
+        teacher: reads the same batches, for a model with heads that learn from it.
+
+    Raises:
+        ConfigError: settings that contradict the model's.
     """
 
     def __init__(
@@ -99,8 +113,11 @@ class OneRecTrainer(StagedCheckpoints):
         seed: int,
         validate: Callable[[OneRec], dict[str, float]],
         on_best: Callable[[OneRec, int], None],
+        teacher: Teacher | None = None,
     ) -> None:
+        _require_whole_weights(model, settings)
         self._windows, self._settings, self._validate, self._on_best = windows, settings, validate, on_best
+        self._teacher = teacher
         self._core_model = model
         self._checkpoint_root = folder
         self.precision = choose_precision(settings.precision)
@@ -126,7 +143,9 @@ class OneRecTrainer(StagedCheckpoints):
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True
         self._matmul_gflops = measure_matmul_gflops(args.device, getattr(torch, self.precision))
-        self._progress = self._no_progress()
+        self._progress = Progress(model.config, args.device)
+        if teacher is not None:
+            teacher.to(args.device)
         self._step_clock = _Stopwatch()
 
     @property
@@ -144,7 +163,8 @@ class OneRecTrainer(StagedCheckpoints):
 
     def _collate(self, rows: list[int]) -> dict[str, Tensor]:
         """A process without a window of its own reads one of weight 0, so that all processes take the step together."""
-        batch = self._windows.collate(np.asarray(rows or [0]))
+        epochs, windows = np.divmod(rows or [0], len(self._windows))
+        batch = self._windows.collate(windows, int(epochs[0]))
         return {**batch, "weight": torch.tensor(bool(rows))}
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -154,10 +174,13 @@ class OneRecTrainer(StagedCheckpoints):
         return self.optimizer
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
-        """Targets of a whole step, over its parts and all processes; None where there is one part of one process."""
+        """Targets of a whole step by weight, over its parts and all processes; None with one part of one process."""
         if self.args.world_size * self._settings.accumulation_steps == 1:
             return None
-        counts = [(part["target_items"] != IGNORED_TARGET).sum() * part["weight"] for part in batch_samples]
+        counts = [
+            part.get("target_weights", part["target_items"] != IGNORED_TARGET).sum() * part["weight"]
+            for part in batch_samples
+        ]
         return self.accelerator.reduce(torch.stack(counts).sum().float().to(device), reduction="sum")
 
     def compute_loss(
@@ -168,15 +191,15 @@ class OneRecTrainer(StagedCheckpoints):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, OneRecOutput]:
         """This part's share in the mean over the targets of a step, so that two processes give the losses of one."""
-        weight = inputs.pop("weight")
-        outputs: OneRecOutput = model(**inputs, counted=weight)
+        counted = inputs.pop("weight")
+        taught = {} if self._teacher is None else {"teach": self._teacher.reading(inputs)}
+        outputs: OneRecOutput = model(**inputs, counted=counted, **taught)
         loss = outputs.loss
         assert loss is not None
-        assert outputs.num_targets is not None
-        num_targets = outputs.num_targets * weight
+        assert outputs.target_weight is not None
         if num_items_in_batch is not None:
-            loss = loss * num_targets * self.args.world_size / num_items_in_batch
-        self._note_step(inputs, outputs, int(num_targets))
+            loss = loss * (outputs.target_weight * counted) * self.args.world_size / num_items_in_batch
+        self._progress.note(inputs, outputs, counted)
         return (loss, outputs) if return_outputs else loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor | float | None:
@@ -236,28 +259,9 @@ class OneRecTrainer(StagedCheckpoints):
         torch.manual_seed(hash((self.args.seed, self.state.global_step, self.args.process_index)))
         super()._load_rng_state(checkpoint)
 
-    def _no_progress(self) -> Tensor:
-        """Sums of this process since the last line of the log: targets, FLOPs, item loss, then each level's loss."""
-        return torch.zeros(3 + self._core_model.config.num_levels, device=self.args.device)
-
-    def _note_step(self, inputs: dict[str, Any], outputs: OneRecOutput, targets: int) -> None:
-        assert outputs.level_losses_L is not None
-        positions = int((inputs["input_ids"] != 0).sum()) if targets else 0
-        mean_context = inputs["input_ids"].size(1) / (2 if inputs["target_items"].size(1) > 1 else 1)
-        self._progress[0] += targets
-        self._progress[1] += training_flops(self._core_model.config, positions, targets, mean_context)
-        if outputs.item_loss is not None:
-            self._progress[2] += outputs.item_loss.detach() * targets
-        self._progress[3:] += outputs.level_losses_L * targets
-
     def _drain_progress(self) -> dict[str, float]:
         seconds = self._step_clock.restart()
-        all_sums: Tensor = self.accelerator.reduce(self._progress, reduction="sum")
-        targets, flops, item_loss, *level_losses = all_sums.tolist()
-        self._progress = self._no_progress()
-        losses = {f"loss_level_{level}": loss / targets for level, loss in enumerate(level_losses)}
-        if self._core_model.item_head is not None:
-            losses["loss_item_head"] = item_loss / targets
+        targets, flops, losses = self._progress.drain(lambda sums: self.accelerator.reduce(sums, reduction="sum"))
         return {
             **losses,
             **self._balancer.drain(),
@@ -297,6 +301,14 @@ class _Stopwatch:
         """Start again and return the seconds that had passed."""
         start, self._start = self._start, time.perf_counter()
         return max(self._start - start, 1e-9)
+
+
+def _require_whole_weights(model: OneRec, settings: TrainingSettings) -> None:
+    if settings.zero_stage == 3 and model.config.adversarial_weight:
+        raise ConfigError(
+            "training.zero_stage: found 3 beside model.adversarial_weight, whose gradients inside the forward pass "
+            "need whole weights; expected 0 to 2. Lower zero_stage or set adversarial_weight to 0."
+        )
 
 
 def _training_arguments(settings: TrainingSettings, folder: Path, seed: int, precision: Precision) -> TrainingArguments:

@@ -12,7 +12,7 @@ from tokenizer.settings import load_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and write the tables; 2 where that cannot be done."""
+    """Parse the command line and write the tables; 2 where that cannot be done, 130 after Ctrl-C."""
     defaults = WorldSettings()
     parser = argparse.ArgumentParser(prog="python -m onerec.world", description="Write a synthetic short-video world.")
     parser.add_argument("--users", type=int, default=defaults.num_users, help="users (default: %(default)s)")
@@ -34,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OneRecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"\nstopped; {options.out} is as it was before.", file=sys.stderr)
+        return 130
     print(
         f"{options.out}: {settings.num_events:,} events of {settings.num_users:,} users with {settings.num_items:,} "
         f"items, content hash {manifest.content_hash[:12]}. Train on it with data.source=world data.path={options.out}"

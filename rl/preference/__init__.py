@@ -1,1 +1,1 @@
-"""The reward model: what a user would make of an item, learnt from the feedback in the log."""
+"""Training the reward model on the feedback in the log, and what is reported of it."""

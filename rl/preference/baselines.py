@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onerec.data.histories import Histories
+from onerec.model.preference.signals import Signal
 from rl.preference.events import ExampleRows
 from rl.preference.settings import RewardModelSettings
-from rl.preference.signals import Signal
 from rl.preference.training import Candidates, CandidateSampler, fit
 
 _WIDTH = 16

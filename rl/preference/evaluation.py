@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from onerec.data.settings import FeedbackKind
+from onerec.model.preference.contexts import EventReader
+from onerec.model.preference.network import PreferenceModel
+from onerec.model.preference.signals import Signal
+from onerec.model.preference.towers import WatchTimeTower
 from rl.preference.baselines import MatrixFactorisation
-from rl.preference.events import EventReader
 from rl.preference.metrics import auc, expected_calibration_error, grouped_auc, log_loss, time_errors
-from rl.preference.network import PreferenceModel
-from rl.preference.signals import Signal
-from rl.preference.towers import WatchTimeTower
 from rl.preference.training import Candidates, CandidateSampler
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)

@@ -1,59 +1,17 @@
-"""Training events as examples: an item, what its user had done strictly before, and what came of it.
+"""Which training events the reward model learns from, is stopped by, and is reported on.
 
-Shapes: B examples, S events of a history, T towers, N events of the log.
+Shapes: U users, N events of the log.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from onerec.data.histories import Histories, Split
 from onerec.data.settings import SplitSettings
 from onerec.data.splits import split_by_time
 from onerec.errors import DataError
 from rl.preference.settings import RewardModelSettings
-from rl.preference.signals import Signal, feedback_values
-
-
-@dataclass(frozen=True)
-class Contexts:
-    """What is known of some users at some moment: their newest events, newest first, on the model's device."""
-
-    items_BS: Tensor  # item indices, 0 in the padding
-    bins_BST: Tensor  # what they made of them, see `Signal.bins`
-    present_BS: Tensor  # False in the padding
-
-
-class EventReader:
-    """Reads the events of a log as one reward model understands them.
-
-    Args:
-        histories: whose row numbers the methods take.
-
-    Raises:
-        DataError: the log lacks a column that the model reads.
-    """
-
-    def __init__(self, histories: Histories, signals: Sequence[Signal], max_history_items: int) -> None:
-        self.histories, self._max_history_items = histories, max_history_items
-        self.values_NT = feedback_values(signals, histories.feedback, histories.num_events)
-        columns = [signal.bins(self.values_NT[:, tower]) for tower, signal in enumerate(signals)]
-        self._bins_NT = np.stack(columns, axis=1).astype(np.uint8)
-
-    def contexts(self, rows_B: np.ndarray, device: torch.device) -> Contexts:
-        """The newest events before each row, of the same user."""
-        firsts_B = np.asarray(self.histories.offsets)[self.histories.users_of(rows_B)]
-        lengths_B = np.minimum(rows_B - firsts_B, self._max_history_items)
-        ages_S = np.arange(max(int(lengths_B.max(initial=0)), 1))
-        present_BS = ages_S < lengths_B[:, None]
-        events_BS = np.where(present_BS, rows_B[:, None] - 1 - ages_S, 0)
-        items_BS = np.where(present_BS, self.histories.items[events_BS], 0).astype(np.int64)
-        bins_BST = np.where(present_BS[:, :, None], self._bins_NT[events_BS], 0).astype(np.int64)
-        arrays = (items_BS, bins_BST, present_BS)
-        return Contexts(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
 @dataclass(frozen=True)

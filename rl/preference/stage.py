@@ -13,16 +13,18 @@ from transformers.trainer_utils import set_seed
 from kernels.denormals import flushed_denormals
 from onerec.data.histories import Histories
 from onerec.errors import ConfigError
+from onerec.model.preference.artefact import KIND
+from onerec.model.preference.contexts import EventReader
+from onerec.model.preference.network import PSCORE, PreferenceConfig, PreferenceModel
+from onerec.model.preference.signals import Signal, require_known
 from onerec.pipeline import Pipeline
 from onerec.training.pretraining import load_pretrained
-from rl.preference.artefact import KIND
 from rl.preference.baselines import fit_matrix_factorisation, popularity_scores
 from rl.preference.evaluation import predict, summarize
-from rl.preference.events import EventReader, ExampleRows, split_rows
+from rl.preference.events import ExampleRows, split_rows
 from rl.preference.features import item_features
-from rl.preference.network import PSCORE, PreferenceConfig, PreferenceModel
 from rl.preference.settings import RewardModelSettings
-from rl.preference.signals import Signal, choose_signals, require_known
+from rl.preference.signals import choose_signals
 from rl.preference.training import CandidateSampler, fit_model
 from rl.rewards.preference import PreferenceReward
 from rl.selection import measure_selection
@@ -72,7 +74,8 @@ def train_reward(pipeline: Pipeline, settings: RewardModelSettings) -> None:
         write_json(temporary / "metrics.json", metrics)
         write_json(temporary / "log_history.json", log)
         (temporary / _SETTINGS_FILE).write_text(dump_yaml(settings), encoding="utf-8")
-        write_manifest(temporary, KIND, inputs, hash_settings(settings), {"towers": names})
+        details = {"towers": names, "selection": settings.selection.model_dump()}
+        write_manifest(temporary, KIND, inputs, hash_settings(settings), details)
 
 
 def _signals(

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from onerec.errors import OneRecError
-from rl.preference.events import EventReader, ExampleRows
-from rl.preference.network import PreferenceModel
+from onerec.model.preference.contexts import EventReader
+from onerec.model.preference.network import PreferenceModel
+from onerec.model.preference.signals import CHOSEN
+from rl.preference.events import ExampleRows
 from rl.preference.settings import RewardModelSettings
-from rl.preference.signals import CHOSEN
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,16 @@ class Diversity(Settings):
     weight: PositiveFloat = Field(description="taken from the reward where all the others have the same value")
 
 
+class Coverage(Settings):
+    """Take from the reward by the logarithm of how many times its even share of the batch's samples an item has.
+
+    That is the gradient of the entropy of what all users together are shown: it holds the catalogue in use.
+    """
+
+    kind: Literal["coverage"] = "coverage"
+    weight: PositiveFloat = Field(description="of that entropy, in the reward's unit by nat")
+
+
 class Forbidden(Settings):
     """Put a fixed reward in the place of whatever items of a kind had earned; state it last."""
 
@@ -67,7 +77,7 @@ class Forbidden(Settings):
     reward: float = Field(-1.0, description="reward of such an item")
 
 
-Rule = Annotated[ShareCap | Boost | Freshness | Diversity | Forbidden, Field(discriminator="kind")]
+Rule = Annotated[ShareCap | Boost | Freshness | Diversity | Coverage | Forbidden, Field(discriminator="kind")]
 
 
 class IndustrialRules:
@@ -105,6 +115,8 @@ def _apply(rule: Rule, facts_N: np.ndarray, rewards_BG: np.ndarray, items_BG: np
             return rewards_BG + rule.weight * facts_BG
         case Diversity():
             return rewards_BG - rule.weight * _share_of_others_alike(facts_BG, present_BG)
+        case Coverage():
+            return rewards_BG - rule.weight * _log_excess_of_share(items_BG, len(facts_N))
         case Forbidden():
             return np.where(facts_BG, rule.reward, rewards_BG)
 
@@ -120,8 +132,15 @@ def _share_of_others_alike(values_BG: np.ndarray, present_BG: np.ndarray) -> np.
     return (alike_BGG.sum(axis=2) - 1) / np.maximum(num_others_B1, 1)
 
 
+def _log_excess_of_share(items_BG: np.ndarray, num_items: int) -> np.ndarray:
+    counts_N = np.bincount(items_BG[items_BG >= 0], minlength=num_items)
+    return np.log(np.maximum(counts_N[items_BG], 1) * num_items / max(counts_N.sum(), 1))
+
+
 def _facts_of(rule: Rule, items: pl.DataFrame) -> np.ndarray:
     """What a rule needs to know of each item (N,): of the kind or not, how fresh, or the number of its value."""
+    if isinstance(rule, Coverage):
+        return np.zeros(items.height)
     column = _find_column(rule, items)
     match rule:
         case Freshness():
@@ -133,7 +152,7 @@ def _facts_of(rule: Rule, items: pl.DataFrame) -> np.ndarray:
             return column.is_in(list(rule.values)).fill_null(False).to_numpy()
 
 
-def _find_column(rule: Rule, items: pl.DataFrame) -> pl.Series:
+def _find_column(rule: ShareCap | Boost | Freshness | Diversity | Forbidden, items: pl.DataFrame) -> pl.Series:
     if rule.column not in items.columns:
         raise ConfigError(
             f"rule {rule.kind}: the items table has no column {rule.column!r}."

@@ -4,6 +4,7 @@ import polars as pl
 import pytest
 
 from onerec.data.__main__ import main
+from onerec.data.histories import Histories
 from onerec.data.prepared import PreparedData
 from onerec.data.tables import RawTables
 
@@ -51,6 +52,19 @@ def test_a_source_that_is_no_name_is_a_folder(folder: Path, capsys: pytest.Captu
 def test_sources_are_listed_with_their_licence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sources"]) == 0
     assert "parquet: your own events, items and users tables" in capsys.readouterr().out
+
+
+def test_ctrl_c_says_how_to_go_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Histories, "save", interrupt)
+    out = folder / "run" / "data"
+    assert main(["prepare", "--source", "parquet", "--from", str(folder), "--out", str(out)]) == 130
+    assert "The same command goes on from here" in capsys.readouterr().err
+    assert not list(out.parent.iterdir())
 
 
 def test_own_tables_have_nothing_to_fetch(capsys: pytest.CaptureFixture[str]) -> None:

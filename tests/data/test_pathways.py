@@ -61,6 +61,13 @@ def test_short_term_values_by_hand() -> None:
     expect(read(EVENTS, 5, short_term={})["event_values"][0, :2], [[5, NAN], [4, 60]])  # nothing before the first
 
 
+def test_times_are_those_of_the_short_term_history() -> None:
+    bare, late = UserEvents(np.array([3])), UserEvents(np.array([3, 1]), np.array([5.5, 1_700_000_001.0]))
+    batch = reader_of(times=True).read([EVENTS, bare, late], np.array([2, 1, 1]), 3)
+    assert list(batch) == ["times"]
+    expect(batch["times"], [[400, 1000, NAN], [NAN, NAN, NAN], [1_700_000_001, NAN, NAN]])
+
+
 def test_static_keys_by_hand() -> None:
     batch = reader_of(static={}).read([EVENTS, UserEvents(np.array([1]))], np.array([5, 1]), 5)
     assert batch["static_keys"].tolist() == [[key_of("F")], [0]]

@@ -102,7 +102,13 @@ def test_offence_names_the_file_and_the_row_within_it(tables: RawTables) -> None
 
 @pytest.mark.parametrize(
     ("value", "kind"),
-    [(None, "null timestamp"), (float("nan"), "NaN timestamp"), (time.time() + 3600, "future timestamp")],
+    [
+        (None, "null timestamp"),
+        (float("nan"), "NaN timestamp"),
+        (time.time() + 3600, "future timestamp"),
+        (float("inf"), "future timestamp"),
+        (float("-inf"), "timestamp before the year 1"),
+    ],
 )
 def test_bad_timestamps_are_refused_or_dropped_and_counted(tables: RawTables, value: Any, kind: str) -> None:
     events = tables.events.with_columns(pl.col("timestamp").cast(pl.Float64))
@@ -110,6 +116,14 @@ def test_bad_timestamps_are_refused_or_dropped_and_counted(tables: RawTables, va
     with pytest.raises(DataError, match=rf"1 kind\(s\).*\n.*{kind}: 1 .*data.policies.bad_timestamps=drop"):
         validate(broken, DataSettings())
     assert validate(broken, settings(bad_timestamps="drop")).dropped[kind] == 1
+
+
+@pytest.mark.parametrize("dtype", [pl.Int64, pl.Float64])
+def test_milliseconds_taken_for_seconds_are_named(tables: RawTables, dtype: type[pl.DataType]) -> None:
+    in_ms = (pl.lit(1_500_000_000_000) + pl.col("timestamp")).cast(dtype).alias("timestamp")
+    events = tables.events.with_columns(in_ms)
+    with pytest.raises(DataError, match=r"wrong unit: .*after the year 5000\): set data.timestamp_unit=ms or us"):
+        validate(replace(tables, events=events), DataSettings())
 
 
 def test_duplicate_events(tables: RawTables) -> None:

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from onerec.model.dropout import Dropout
+from onerec.model.dropout import Dropout, StochasticDepth, grade_dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.5])
@@ -43,3 +44,31 @@ def test_seed_fixes_the_mask() -> None:
     first = dropout(x)
     torch.manual_seed(4)
     torch.testing.assert_close(dropout(x), first)
+
+
+def test_rows_pass_a_block_by_the_oftener_the_deeper_it_stands() -> None:
+    depth = StochasticDepth(0.6, 3)
+    assert depth.probabilities_X == pytest.approx([0.2, 0.4, 0.6])
+    before, after = torch.full((20_000, 2, 3), 5.0), torch.full((20_000, 2, 3), 7.0)
+    torch.manual_seed(0)
+    for number, probability in enumerate(depth.probabilities_X):
+        found = depth(number, before, after)
+        went_through = found[:, 0, 0] != 5
+        assert went_through.float().mean().item() == pytest.approx(1 - probability, abs=0.015)
+        torch.testing.assert_close(found[went_through], torch.full_like(found[went_through], 5 + 2 / (1 - probability)))
+        assert found.mean().item() == pytest.approx(7, abs=0.06)  # in the mean as without it
+    assert depth.eval()(2, before, after) is after
+    assert StochasticDepth(0.0, 3)(2, before, after) is after
+
+
+def test_dropout_is_graded_from_the_first_block_to_the_last() -> None:
+    def dropouts(last: float | None, count: int = 3) -> list[float]:
+        blocks = nn.ModuleList(nn.Module() for _ in range(count))
+        for block in blocks:
+            block.dropout = Dropout(0.5)
+        grade_dropout(blocks, 0.5, last)
+        return [block.dropout.probability for block in blocks]
+
+    assert dropouts(None) == [0.5, 0.5, 0.5]
+    assert dropouts(0.0) == [0.5, 0.25, 0.0]
+    assert dropouts(0.25, count=1) == [0.5]

@@ -17,6 +17,7 @@ SHAPES = [
     {"num_experts": 5, "num_dense_blocks": 1, "expert_d_ff": 24},
     {"num_experts": 5, "experts_per_token": 3, "num_shared_experts": 2, "experts_in_context": True},
     {"bos_reads_context": True, "prefix_vectors": True},
+    {"context_block": "hstu"},
     {"context": "lazy"},
     {"context": "lazy", "embedding_dim": 12, "prefix_vectors": True},
     {"context": "lazy", "embedding_dim": 12, "num_kv_heads": 2, "num_kv_layers": 2, "separate_values": True},

@@ -14,6 +14,7 @@ from onerec.model.configuration import OneRecConfig
 from onerec.model.distillation import CodeTeacher
 from onerec.model.onerec import OneRec
 from onerec.model.prefix_loss import prefix_loss
+from onerec.model.target_loss import item_head_loss
 
 CODES_PER_LEVEL = [5, 4, 6]
 NUM_ITEMS = 40
@@ -285,10 +286,8 @@ def test_path_sampling_trains_the_codes_of_drawn_items_in_training_only() -> Non
     torch.manual_seed(0)
     outputs = drawn(**inputs)
     torch.manual_seed(0)
-    states_BSD = drawn.encoder.encode(torch.tensor([[3, 17]]), torch.tensor([2]))
-    history = torch.tensor([[3, 17]]), torch.tensor([[True, True]])
-    vectors_NE = drawn.encoder.item_vectors()
-    _, lesson = drawn._item_loss(drawn.item_head, states_BSD[:, -1], torch.tensor([22]), vectors_NE, history)
+    batch = drawn.target_pass(drawn.encoder(inputs["input_ids"]), inputs["target_items"])
+    _, lesson = item_head_loss(batch, drawn.item_head, batch.newest_states[batch.has_target])
     torch.rand(1)  # decides whether to draw: always
     item = lesson.sample_items()
     assert item.item() != 22

@@ -22,11 +22,23 @@ from tokenizer.settings import build_settings, dump_yaml, read_yaml
         ({"path_sampling": 0.5, "item_head_weight": 0}, "path_sampling needs the item head"),
         ({"path_sampling": 0.5, "context": "lazy"}, "path_sampling needs a context encoder"),
         ({"bos_reads_context": True, "context": "lazy"}, "bos_reads_context: found with context lazy"),
+        ({"prefix_rivals": 5}, "prefix_rivals: found 5 with prefix_loss_weight 0"),
+        ({"adversarial_by_fit": True}, "adversarial_by_fit: found True with adversarial_weight 0"),
+        (
+            {"prefix_rivals": 5, "prefix_loss_weight": 0.1, "session_items": 2},
+            "prefix_rivals: found with session_items 2",
+        ),
         ({"num_shared_experts": 1}, "num_experts: found 0 beside num_shared_experts"),
         ({"experts_in_context": True}, "num_experts: found 0 beside"),
         ({"num_experts": 4, "experts_per_token": 5}, "experts_per_token: found 5, expected at most num_experts 4"),
         ({"num_experts": 4, "num_dense_blocks": 2}, "num_dense_blocks: found 2, expected fewer than"),
         ({"num_experts": 4, "context": "lazy", "experts_in_context": True}, "experts_in_context: found with context"),
+        ({"context_block": "hstu", "context": "lazy"}, "context_block: found hstu with context lazy"),
+        (
+            {"context_block": "hstu", "num_experts": 4, "experts_in_context": True},
+            "experts_in_context: found with context_block hstu",
+        ),
+        ({"pathways": {"times": True}}, "pathways.times: found with context_block transformer, expected hstu"),
     ],
 )
 def test_contradictions_are_refused(changes: dict[str, object], message: str) -> None:

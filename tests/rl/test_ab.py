@@ -125,11 +125,13 @@ def test_simulated_users_stand_at_the_end_of_their_logs(world_run: Path) -> None
     arena = Arena.open(world_run)
     simulation = arena.simulation(10, 1, 1, seed=3)
     log = {
-        name: np.concatenate([block[name] for block in arena.world.log()]) for name in ("user_id", "item_id", "click")
+        name: np.concatenate([block[name] for block in arena.world.log()])
+        for name in ("user_id", "item_id", "click", "watch_seconds")
     }
     for user, history in zip(simulation.users_U, simulation.histories, strict=True):
         clicked = (log["user_id"] == user) & (log["click"] == 1)
-        np.testing.assert_array_equal(history, log["item_id"][clicked])
+        np.testing.assert_array_equal(history.items, log["item_id"][clicked])
+        np.testing.assert_allclose(history.feedback["watch_seconds"], log["watch_seconds"][clicked])
     np.testing.assert_array_equal(simulation.start.requests_B, arena.world.num_requests_U[simulation.users_U])
 
 

@@ -1,6 +1,7 @@
 """What a step computes: scores without dropout beside a supervised loss with it, and the loss by hand."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from onerec.errors import ConfigError
 from onerec.model.configuration import OneRecConfig
 from onerec.model.onerec import OneRec
 from rl.experience import ExperienceMaker
+from rl.generation import RolloutPlan
 from rl.policy import Experience, Policy, PolicyOutput
 from rl.rollout import PromptBatch, Prompts, Rollout
 from rl.scoring import Scores
@@ -27,8 +29,9 @@ def rewards_of_index(prompts: PromptBatch, items_BG: np.ndarray, scores_BG: np.n
 
 
 def make_maker(toy, settings: AlignSettings, rank: int = 0, num_processes: int = 1) -> ExperienceMaker:
-    prompts = Prompts.of(toy.histories, 4)
-    return ExperienceMaker(prompts, toy.trie, rewards_of_index, settings, 7, rank, num_processes)
+    plan = RolloutPlan(Prompts.of(toy.histories, 4), toy.trie, settings, seed=7)
+    generate = partial(plan.generate, share=rank, num_shares=num_processes)
+    return ExperienceMaker(plan, generate, rewards_of_index, rank, num_processes)
 
 
 def settings_of(**changes: object) -> AlignSettings:

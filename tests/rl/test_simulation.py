@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from onerec.data.pathways import UserEvents
 from onerec.errors import ConfigError
 from onerec.world import oracle
 from onerec.world.oracle import Objective
@@ -51,7 +52,7 @@ def visits_of(recorder: Recorder, user: int) -> list[tuple[int, np.ndarray, np.n
     for visitors, slates in zip(recorder.asked, recorder.slates, strict=True):
         for row in np.flatnonzero(visitors.state.users.users_B == user):
             moment = int(visitors.state.requests_B[row])
-            found.append((moment, visitors.histories[row], visitors.excluded[row], slates[row]))
+            found.append((moment, visitors.histories[row].items, visitors.excluded[row], slates[row]))
     return found
 
 
@@ -98,6 +99,31 @@ def test_histories_grow_by_what_reached_the_least_feedback_in_order() -> None:
         before_last = len(last_history) - 2
         np.testing.assert_array_equal(last_history[2:], grown[:before_last])
         assert before_last >= len(grown) - 5  # nothing but the last slate's is missing
+
+
+def test_what_is_known_of_events_grows_with_them() -> None:
+    """Watch seconds and duration of what was shown; of a column that the loop does not have, nothing."""
+    feedback = {name: np.array([1.0, 2.0]) for name in ("watch_seconds", "duration_seconds", "propensity")}
+    histories = [UserEvents(items, np.array([5, 6]), feedback) for items in HISTORIES]
+    recorder = Recorder(best)
+    play = Simulation(WORLD, USERS, histories, {"watch_seconds": 10.0}, 3, 4).play(recorder)
+    newest = {
+        int(user): events
+        for visitors in recorder.asked
+        for user, events in zip(visitors.state.users.users_B, visitors.histories, strict=True)
+    }
+    for row in (0, 7, 60):
+        events, mine = newest[USERS[row]], play.users_E == row
+        kept = play.watch_seconds_E[mine] >= 10
+        num_new = len(events) - 2
+        assert num_new > 0
+        np.testing.assert_allclose(
+            events.feedback["watch_seconds"], [1, 2, *play.watch_seconds_E[mine][kept][:num_new]]
+        )
+        durations = WORLD.catalogue.duration_seconds_N[events.items[2:]]
+        np.testing.assert_allclose(events.feedback["duration_seconds"], [1, 2, *durations])
+        np.testing.assert_array_equal(events.feedback["propensity"], [1, 2, *[np.nan] * num_new])
+        assert events.timestamps is None
 
 
 def test_nothing_of_the_history_or_the_session_is_shown_again() -> None:

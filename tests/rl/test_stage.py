@@ -1,20 +1,26 @@
 """The align stage through `train.main`: it raises rewards, stops hacking, resumes exactly and refuses what is wrong."""
 
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import train
 from onerec.bundle import Bundle
 from onerec.config import RunConfig
+from onerec.data.histories import Split
+from onerec.data.pathways import EventSource
 from onerec.model.onerec import OneRec
+from onerec.pipeline import Pipeline
 from rl.experience import ExperienceMaker
+from rl.generation import RolloutPlan
 from rl.settings import AlignedRunConfig
 from tokenizer.artifacts import read_manifest, write_manifest
 from tokenizer.settings import dump_yaml, load_settings
@@ -203,6 +209,58 @@ def test_a_training_that_was_cut_off_goes_on_as_if_it_had_not_been(
     assert len(resumed["loss"]) == 4
 
 
+def test_a_rollout_worker_generates_what_the_trainer_would(align, tmp_path: Path) -> None:
+    """On-policy with one worker: the same training to the last digit, the format reward's samples included."""
+    options = ["align.steps=4", "align.format={group_size: 8, chosen: 5}"]
+    assert align(*options, "align.rollout={group_size: 8, workers: 1}") == 0
+    found = {key: log_of(tmp_path, key) for key in ("loss", "reward", "kl", "eval_ndcg@10")}
+    for name in ("align", "align-checkpoints"):
+        shutil.rmtree(tmp_path / "tiny" / name)
+    assert align(*options) == 0
+    assert {key: log_of(tmp_path, key) for key in found} == found
+
+
+def test_a_worker_that_dies_ends_the_training_with_a_message(
+    align, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make = ExperienceMaker.make
+
+    def kill_one(maker: ExperienceMaker, policy: Any, reference: Any, number: int) -> Any:
+        if number == 2:
+            multiprocessing.active_children()[0].kill()
+        return make(maker, policy, reference, number)
+
+    monkeypatch.setattr(ExperienceMaker, "make", kill_one)
+    assert align("align.rollout={group_size: 8, workers: 2, sync_every: 2}") == 1
+    message = " ".join(capsys.readouterr().err.split())
+    assert "found 1 of 2 workers ended (exit status of rollout worker" in message
+    assert ": -9), expected all to generate until training ends" in message
+    assert multiprocessing.active_children() == []
+
+
+def test_a_model_with_pathways_is_aligned_on_what_it_reads(pretrained: Path, tmp_path: Path) -> None:
+    """Prompts carry the events before them, and the return of none of their targets."""
+    for part in ("data", "tokenizer"):
+        shutil.copytree(pretrained / "tiny" / part, tmp_path / "tiny" / part)
+    pathways = "{short_term: {}, positive: {column: like, length: 4}, returns: {columns: [watch_seconds]}}"
+    changes = [f"model.pathways={pathways}", "training.epochs=1", "training.evaluate_every_epochs=1", "align.steps=4"]
+    options = [part for change in changes for part in ("--set", change)]
+    config = str(pretrained / "tiny.yaml")
+    for stage in ("pretrain", "align"):
+        assert train.main(["--config", config, "--runs", str(tmp_path), "--stage", stage, *options]) == 0
+    assert details_of(tmp_path)["step"] == 4
+    settings = load_settings(AlignedRunConfig, pretrained / "tiny.yaml", changes)
+    pipeline = Pipeline.open(settings.run_config(), tmp_path)
+    plan = RolloutPlan.open(pipeline, pipeline.model, settings.align)
+    prompts = plan.prompts.batch(plan.prompts.rows[:8], pipeline.model.device)
+    assert prompts.pathways is not None
+    assert prompts.pathways["returns"].isnan().all()
+    source = EventSource(pipeline.data.histories, [{}] * pipeline.data.num_users)
+    rows = np.flatnonzero(np.asarray(pipeline.data.histories.splits) == Split.TRAIN)[plan.prompts.rows[:8]]
+    context = pipeline.recommender(pipeline.model).encode([source.before(int(row)) for row in rows])
+    torch.testing.assert_close(prompts.encode(pipeline.model).newest_BD, context.newest_BD)
+
+
 @pytest.mark.slow
 def test_two_processes_align_together(align, pretrained: Path, tmp_path: Path) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", "--stage", "align"]
@@ -221,7 +279,9 @@ def test_two_processes_align_together(align, pretrained: Path, tmp_path: Path) -
         ("align.reward={base: 1, rank_weight: 0}", "constant within every group of the steps up to 4"),
         ("align.reward={base: .nan}", "256 of 256 are NaN or infinite"),
         ("align.rollout.group_size=1", "align.rollout.group_size: Input should be greater than or equal to 2"),
-        ("align.rollout.updates=3", "found 4, expected a multiple of rollout.updates = 3"),
+        ("align.rollout.updates=3", "found 4, expected a multiple of rollout.updates x rollout.sync_every = 3"),
+        ("align.rollout.sync_every=2", "found 2 without workers, expected 1, or workers above 0"),
+        ("align.rollout.workers=33", "found 33 for each of 1 trainers, expected at most prompts_per_step = 32"),
         ("align.prompts_per_step=100000", "found 100000, expected at most the"),
         ("align.feedback={dislike_column: dislike}", "found 'dislike', expected one of"),
         ("align.format={chosen: 9, group_size: 8}", "found 9, expected at most group_size = 8"),

@@ -60,6 +60,23 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "file").exists()
 
 
+def test_ctrl_c_leaves_the_last_world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--users", "50", "--items", "110", "--events", "1234", "--out", str(tmp_path / "world")]
+    assert main(command) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "world").iterdir()}
+
+    def interrupt(_: World) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(World, "log", interrupt)
+    assert main(command) == 130
+    assert "is as it was before" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "world").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+
+
 def test_a_world_opened_again_goes_on_from_its_log(folder: Path) -> None:
     world = open_world(folder)
     assert world.settings == SETTINGS

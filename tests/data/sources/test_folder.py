@@ -1,3 +1,4 @@
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,31 @@ def test_beauty_is_a_5_core_already(tmp_path: Path) -> None:
     data = prepare_set("amazon14_beauty", tmp_path / "data", core={"user_events": 5, "item_events": 5})
     assert (data.num_users, data.num_items, data.histories.num_events) == (22_363, 12_101, 198_502)
     assert data.manifest.details["dropped"] == {}
+
+
+def test_movielens_comes_down_to_the_published_5_core(tmp_path: Path) -> None:
+    # The statistics that papers print for the 5-core of MovieLens 100K; every user has 20 ratings or more.
+    data = prepare_set("movielens_100k", tmp_path / "data", core={"user_events": 5, "item_events": 5})
+    assert (data.num_users, data.num_items, data.histories.num_events) == (943, 1_349, 99_287)
+    assert data.manifest.details["dropped"] == {"events outside the core": 713, "items outside the core": 333}
+
+
+def test_a_split_by_time_gives_kuairand_the_published_windows(tmp_path: Path) -> None:
+    # The windows are days in Beijing. A split needs a validation part too, here the last day of the first window.
+    midnight = datetime.fromisoformat("2022-05-01T00:00+08:00")
+    split = {"kind": "global_time", "validation_from": midnight - timedelta(days=1), "test_from": midnight}
+    policies = {"duplicates": "keep", "single_event_users": "keep"}
+    histories = prepare_set("kuairand_pure", tmp_path / "data", split=split, policies=policies).histories
+    columns = ["user", "timestamp_ms", "split"]
+    given = pl.read_parquet(data_root() / "kuairand_pure" / "interactions.parquet", columns=columns)
+    later = given.sort("user", "timestamp_ms", maintain_order=True)["split"].to_numpy() == "may01_may08"
+    assert later.sum() == 130_647
+    is_test = histories.splits == Split.TEST
+    assert not (is_test & ~later).any()
+    # The publisher's day begins up to an hour before that of its times: the two windows overlap there.
+    assert (later & ~is_test).sum() == 186
+    assert histories.timestamps[later & ~is_test].min() >= midnight.timestamp() - 3600
+    assert (histories.splits == Split.VALIDATION).any()
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import pytest
 
 from onerec.data.settings import FeedbackKind
 from onerec.errors import ConfigError, DataError
+from onerec.model.preference.signals import CHOSEN, Signal, feedback_values
 from rl.preference.settings import FeedbackTowerSettings
-from rl.preference.signals import CHOSEN, Signal, choose_signals, feedback_values
+from rl.preference.signals import choose_signals
 
 NAN = float("nan")
 ITEMS = np.array([0, 0, 1, 1, 2, 2])

@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 
 import train
+from onerec.bundle import Bundle
+from onerec.data.histories import Split
+from onerec.data.pathways import EventSource
 from onerec.data.prepared import PreparedData
-from rl.preference.artefact import load_reward_model
+from onerec.decoding.selection import Selector, rerank
+from onerec.evaluation.recommender import Ranking
+from onerec.model.preference.artefact import load_reward_model
+from rl.rewards.preference import PreferenceReward
 from tokenizer.artifacts import read_manifest, write_manifest
 from tokenizer.table import SemanticIdTable
 
@@ -95,11 +101,34 @@ def test_the_artefact_belongs_to_its_data_and_catalogue(trained: Path) -> None:
         "data": read_manifest(folder / "data", "data").content_hash,
         "table": table.content_hash,
     }
-    assert manifest.details == {"towers": TOWERS}
+    assert manifest.details == {"towers": TOWERS, "selection": {"weights": {"pscore": 1.0}, "share": 1.0}}
     model = load_reward_model(folder / "reward", table)
     weights = {signal.name: signal.pscore_weight for signal in model.signals}
     assert weights == dict.fromkeys(TOWERS, 1.0) | {"like": 2.0}
     assert model.feature_rows_NC.max() < model.features.num_embeddings
+
+
+def test_what_a_bundle_selects_by_is_what_the_stage_has_measured(trained: Path) -> None:
+    """Requests that send their events against rows of the log; the order of the beams is the same."""
+    folder = trained / "tiny"
+    data, table = PreparedData.load(folder / "data"), SemanticIdTable.load(folder / "tokenizer")
+    selector, rows = Selector.load(folder / "reward", table), data.histories.targets(Split.TEST)[:20]
+    items_BK = np.stack([np.random.default_rng(row).choice(data.num_items, 10, replace=False) for row in rows])
+    ranking = Ranking(items_BK.astype(np.int32), -np.tile(np.arange(10.0), (20, 1)).astype(np.float32))
+    judge = PreferenceReward(selector.judge.model, data.histories, {"pscore": 1.0}, "weights")
+    source = EventSource(data.histories, [{}] * data.num_users)
+    found = selector.select([source.before(int(row)) for row in rows], ranking)
+    np.testing.assert_array_equal(found.items_BK, rerank(ranking, judge(rows, items_BK)).items_BK)
+    assert not np.array_equal(found.items_BK, ranking.items_BK)
+    joined = data.num_items  # an item that the reward model has not met, in the history and in the list
+    history, items = np.array([3, joined, 5]), np.array([[7, joined, 2, 9]], dtype=np.int32)
+    fresh = Ranking(items, np.array([[-1.0, -2.0, -3.0, -4.0]], dtype=np.float32))
+    known = Ranking(items[:, [0, 2, 3]], fresh.scores_BK[:, [0, 2, 3]])
+    (order,), (expected,) = (
+        selector.select([seen], each).items_BK.tolist() for seen, each in ((history, fresh), (history[[0, 2]], known))
+    )
+    assert [item for item in order if item != joined] == expected
+    assert order[0] != joined != order[-1]
 
 
 def test_a_finished_model_is_kept_and_another_section_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +146,7 @@ def test_a_model_of_other_data_is_refused(run: Path, capsys: pytest.CaptureFixtu
     manifest = read_manifest(data, "data", verify_files=False)
     write_manifest(data, "data", manifest.inputs, manifest.config_hash, manifest.details)
     assert run_stage(run, "reward") == 1
-    assert "it was trained on another data artefact: found hash" in capsys.readouterr().err
+    assert "its data: found hash" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -170,6 +199,9 @@ def test_alignment_raises_what_the_reward_model_expects(run: Path) -> None:
     assert rewards[-1] > rewards[0] + 0.5  # seconds
     manifest = read_manifest(run / "tiny" / "align", "align")
     assert manifest.inputs["reward"] == read_manifest(run / "tiny" / "reward", "reward").content_hash
+    selector = Bundle.load(run / "tiny" / "align-bundle").selector
+    assert selector is not None
+    assert selector.judge.model.config.catalogue_hash == SemanticIdTable.load(run / "tiny" / "tokenizer").catalogue_hash
 
 
 def test_alignment_by_another_reward_model_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,12 +9,15 @@ import torch
 from onerec.data.histories import Histories
 from onerec.data.settings import FeedbackKind
 from onerec.errors import OneRecError
+from onerec.model.preference.contexts import EventReader
+from onerec.model.preference.network import PreferenceConfig, PreferenceModel
+from onerec.model.preference.settings import BackboneSettings
+from onerec.model.preference.signals import CHOSEN
 from rl.preference.baselines import fit_matrix_factorisation, popularity_scores
 from rl.preference.evaluation import predict, summarize
-from rl.preference.events import EventReader, split_rows
-from rl.preference.network import PreferenceConfig, PreferenceModel
-from rl.preference.settings import BackboneSettings, FeedbackTowerSettings, RewardModelSettings
-from rl.preference.signals import CHOSEN, choose_signals
+from rl.preference.events import split_rows
+from rl.preference.settings import FeedbackTowerSettings, RewardModelSettings
+from rl.preference.signals import choose_signals
 from rl.preference.training import CandidateSampler, fit, fit_model
 
 NUM_ITEMS = 20

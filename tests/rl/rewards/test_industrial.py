@@ -67,6 +67,15 @@ def test_diversity_takes_by_the_share_of_others_alike() -> None:
     np.testing.assert_allclose(apply([[1.0] * 2], [[1, -1]], diverse), [[1, 1]], rtol=1e-6)
 
 
+def test_coverage_takes_by_how_often_an_item_has_its_even_share() -> None:
+    """Of four samples three are item 0: three times its share of a catalogue of four, the other once its own."""
+    cover = {"kind": "coverage", "weight": 0.5}
+    expected = [[1 - 0.5 * np.log(3), 1 - 0.5 * np.log(3)], [1 - 0.5 * np.log(3), 1.0]]
+    np.testing.assert_allclose(apply([[1.0, 1.0], [1.0, 1.0]], [[0, 0], [0, 2]], cover), expected, rtol=1e-6)
+    found = apply([[1.0, 1.0], [1.0, 1.0]], [[1, -1], [3, 2]], cover)  # three samples, each 4/3 of its share
+    np.testing.assert_allclose(found, [[1 - 0.5 * np.log(4 / 3), 1], [1 - 0.5 * np.log(4 / 3)] * 2], rtol=1e-6)
+
+
 def test_rules_follow_each_other_and_the_forbidden_has_the_last_word() -> None:
     boost = {"kind": "boost", "column": "genre", "values": ["farm"], "factor": 3}
     forbid = {"kind": "forbidden", "column": "item_id", "values": ["b"], "reward": -2}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rl.preference.watch_time import WatchTime, num_outputs
+from onerec.model.preference.watch_time import WatchTime, num_outputs
 
 TIMES = torch.linspace(0, 400, 20_001, dtype=torch.float64)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rl.preference.network import PreferenceModel
+from onerec.model.preference.network import PreferenceModel
 from tokenizer.artifacts import read_manifest, require_same_hash
 from tokenizer.table import SemanticIdTable
 

@@ -8,8 +8,8 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from rl.preference.backbones import BACKBONES, Backbone, StackBlock, TokenLinear, build_backbone, mix_tokens
-from rl.preference.settings import BackboneSettings
+from onerec.model.preference.backbones import BACKBONES, Backbone, StackBlock, TokenLinear, build_backbone, mix_tokens
+from onerec.model.preference.settings import BackboneSettings
 
 KINDS = sorted(BACKBONES)
 

@@ -9,19 +9,33 @@ import torch
 
 from onerec.data.histories import Histories
 from onerec.data.settings import FeedbackKind
-from rl.preference.events import EventReader
-from rl.preference.network import PreferenceConfig, PreferenceModel
-from rl.preference.settings import BackboneKind, BackboneSettings, FeedbackTowerSettings, WatchTimeSettings
-from rl.preference.signals import Signal, choose_signals
+from onerec.model.preference.contexts import EventReader
+from onerec.model.preference.network import PreferenceConfig, PreferenceModel
+from onerec.model.preference.settings import BackboneKind, BackboneSettings, WatchTimeSettings
+from onerec.model.preference.signals import Signal
 
 NUM_ITEMS = 9
-KINDS = {
-    "like": FeedbackKind.BINARY,
-    "skip": FeedbackKind.BINARY,
-    "comments": FeedbackKind.COUNT,
-    "watch_seconds": FeedbackKind.SECONDS,
-    "rating": FeedbackKind.RATING,
-}
+
+
+def signal(name: str, kind: FeedbackKind, positive_from: float, mean: float, bounds: tuple[float, ...]) -> Signal:
+    return Signal(
+        name=name,
+        kind=kind,
+        positive_from=positive_from,
+        is_good=name != "skip",
+        mean=mean,
+        bounds=bounds,
+        pscore_weight=1.0,
+    )
+
+
+SIGNALS = (
+    signal("like", FeedbackKind.BINARY, 1.0, 0.5, (1.0,)),
+    signal("skip", FeedbackKind.BINARY, 1.0, 0.5, (1.0,)),
+    signal("comments", FeedbackKind.COUNT, 1.0, 1.0, (1.0, 2.0)),
+    signal("watch_seconds", FeedbackKind.SECONDS, 14.0, 20.0, (3.0, 8.0, 14.0, 25.0, 50.0)),
+    signal("rating", FeedbackKind.RATING, 3.0, 3.0, (2.0, 3.0, 4.0, 5.0)),
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,6 @@ def random_histories(num_users: int = 7, seed: int = 0) -> Histories:
 @pytest.fixture
 def log() -> Log:
     histories = random_histories()
-    signals, _ = choose_signals(histories.feedback, histories.items, KINDS, FeedbackTowerSettings())
 
     def build(kind: BackboneKind = "attention", **changes: object) -> PreferenceModel:
         backbone = BackboneSettings(
@@ -69,7 +82,7 @@ def log() -> Log:
         config = PreferenceConfig(
             num_items=NUM_ITEMS,
             feature_sizes=(3, 2),
-            signals=[signal.model_dump(mode="json") for signal in signals],
+            signals=[signal.model_dump(mode="json") for signal in SIGNALS],
             backbone=backbone.model_dump(),
             watch_time=WatchTimeSettings(num_gaussians=3).model_dump(),
             tower_width=6,
@@ -82,4 +95,4 @@ def log() -> Log:
                 parameter.mul_(3.0)  # far from one another, so that scores differ
         return model
 
-    return Log(histories, signals, build)
+    return Log(histories, SIGNALS, build)

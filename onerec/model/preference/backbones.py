@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from kernels.attention import attend
 from onerec.model.layers import merge_heads, split_heads
-from rl.preference.settings import BackboneKind, BackboneSettings
+from onerec.model.preference.settings import BackboneKind, BackboneSettings
 
 ITEM_TOKENS = 2
 """Tokens of an item: its own vector, and that of what it is like."""

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from rl.preference.backbones import ITEM_TOKENS, Backbone, build_backbone
-from rl.preference.events import Contexts
-from rl.preference.settings import BackboneSettings, WatchTimeSettings
-from rl.preference.signals import Signal
-from rl.preference.towers import Prediction, Tower, build_tower
+from onerec.model.preference.backbones import ITEM_TOKENS, Backbone, build_backbone
+from onerec.model.preference.contexts import Contexts
+from onerec.model.preference.settings import BackboneSettings, WatchTimeSettings
+from onerec.model.preference.signals import Signal
+from onerec.model.preference.towers import Prediction, Tower, build_tower
 
 PSCORE = "pscore"
 _EMBEDDING_STD = 0.05

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onerec.data.settings import FeedbackKind
-from rl.preference.settings import WatchTimeSettings
-from rl.preference.signals import Signal
-from rl.preference.watch_time import WatchTime, num_outputs
+from onerec.model.preference.settings import WatchTimeSettings
+from onerec.model.preference.signals import Signal
+from onerec.model.preference.watch_time import WatchTime, num_outputs
 
 _LEAST_RATE = 1e-6  # of a count, over the mean
 

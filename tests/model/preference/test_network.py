@@ -9,12 +9,12 @@ import torch
 from torch.nn import functional as F
 
 from onerec.data.settings import FeedbackKind
-from rl.preference.backbones import BACKBONES
-from rl.preference.network import PreferenceModel
-from rl.preference.settings import WatchTimeSettings
-from rl.preference.signals import Signal
-from rl.preference.towers import Tower, build_tower
-from rl.preference.watch_time import num_outputs
+from onerec.model.preference.backbones import BACKBONES
+from onerec.model.preference.network import PreferenceModel
+from onerec.model.preference.settings import WatchTimeSettings
+from onerec.model.preference.signals import Signal
+from onerec.model.preference.towers import Tower, build_tower
+from onerec.model.preference.watch_time import num_outputs
 
 CPU = torch.device("cpu")
 NAN = float("nan")

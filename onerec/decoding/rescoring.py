@@ -1,0 +1,56 @@
+"""A second opinion on what beam search found: that of the item head, which shares the context with the decoder.
+
+The head ranks all items at once by one vector each, the decoder one code after another; what both know is more than
+either (measured on Amazon-2014 Beauty). The score of a found item becomes the log-probability of its codes plus a
+weight times the log-probability that the head gives it among the items found. So a request reads the vectors of its
+own beams alone, whatever the size of the catalogue, and an item that no beam reached cannot come back in.
+
+Shapes: B requests, W items found a request, N items, E width of item vectors, S history length in items.
+"""
+
+import torch
+from torch import Tensor
+
+from onerec.decoding.beam import BeamResult
+from onerec.errors import ConfigError
+from onerec.model.configuration import OneRecConfig
+from onerec.model.context import Context
+from onerec.model.heads import ItemHead
+
+
+def check_rescoring(config: OneRecConfig, weight: float) -> None:
+    """Refuse a weight for the item head where the model has none that has read the context.
+
+    Raises:
+        ConfigError: no item head, or a lazy context, whose states have read nothing.
+    """
+    if weight and not config.item_head_weight:
+        raise ConfigError(
+            f"decoding.rescoring: found {weight} for a model without an item head, expected 0. "
+            "Train with model.item_head_weight above 0."
+        )
+    if weight and config.context == "lazy":
+        raise ConfigError(
+            f"decoding.rescoring: found {weight} for a model with a lazy context, expected 0. "
+            "Set it to 0, or train with model.context=causal."
+        )
+
+
+@torch.inference_mode()
+def rescore(found: BeamResult, head: ItemHead, context: Context, vectors_NE: Tensor, weight: float) -> BeamResult:
+    """The same items in the order of both opinions; equal scores keep the order of the search."""
+    missing_BW = found.items_BK < 0
+    items_BW = found.items_BK.clamp(min=0)
+    logits_BW = head.score(context.newest_BD, vectors_NE[items_BW], _seen(items_BW, context))
+    opinions_BW = logits_BW.masked_fill(missing_BW, float("-inf")).log_softmax(dim=1)
+    scores_BW = (found.scores_BK + weight * opinions_BW).masked_fill_(missing_BW, float("-inf"))
+    scores_BW, order_BW = scores_BW.sort(dim=1, descending=True, stable=True)
+    return BeamResult(items_BK=found.items_BK.gather(1, order_BW), scores_BK=scores_BW)
+
+
+def _seen(items_BW: Tensor, context: Context) -> Tensor:
+    """Which items (B, W) the history holds, as far as the model reads it; none where no head asks."""
+    seen = context.catalogue.seen
+    if seen is None:
+        return torch.zeros_like(items_BW, dtype=torch.bool)
+    return (items_BW[:, :, None] == seen.items).any(dim=-1)
