@@ -3,16 +3,19 @@
 #   TORCH_INDEX  package index for torch alone, where the default one would bring another build than you want
 #   EXTRAS       groups of pyproject.toml installed beside the core
 #   SET          benchmark table of `make results`: a name under $$ONEREC_DATA or a folder
+#   SEEDS        further seeds of `make results` beside 0
 #   BUNDLE       folder that `make serve` serves
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
-EXTRAS ?= dev,serve,deepspeed,rl
+EXTRAS ?= dev,serve,traces,deepspeed,rl
 SET ?= amazon14_beauty
+SEEDS ?=
 BUNDLE ?= runs/demo/bundle
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
+RUN := $(notdir $(SET:/=))
 INSTALLED := .venv/.installed-$(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
@@ -52,9 +55,11 @@ align: $(INSTALLED) ## tune the demo's model with rewards, in runs/demo/align
 	$(BIN)/python train.py --config configs/demo.yaml --stage align
 
 results: $(INSTALLED) ## train and evaluate the recipe on one table (SET=NAME_OR_FOLDER) and keep its metrics in results/
-	$(BIN)/python train.py --config configs/recipe.yaml --set data.path=$(SET) --set name=$(notdir $(SET:/=))
-	mkdir -p results/$(notdir $(SET:/=))
-	cp runs/$(notdir $(SET:/=))/report/metrics.json runs/$(notdir $(SET:/=))/config.yaml results/$(notdir $(SET:/=))/
+	$(BIN)/python train.py --config configs/recipe.yaml --set data.path=$(SET) --set name=$(RUN)
+	for seed in $(SEEDS); do $(BIN)/python train.py --config configs/recipe.yaml \
+		--set data.path=$(SET) --set name=$(RUN)-$$seed --set seed=$$seed || exit; done
+	$(BIN)/python -m onerec.evaluation runs/$(RUN) $(SEEDS:%=runs/$(RUN)-%) --out results/$(RUN)
+	cp runs/$(RUN)/config.yaml results/$(RUN)/
 
 serve: $(INSTALLED) ## answer requests from the demo's bundle (BUNDLE=runs/NAME/bundle for another)
 	$(BIN)/python serve.py --bundle $(BUNDLE)

@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             limits = load_settings(Limits, overrides=arguments.overrides)
             histories = arguments.histories or arguments.bundle.parent / "histories.sqlite"
-            run_server(arguments.bundle, arguments.host, arguments.port, limits, histories)
+            listen = (arguments.bundle, arguments.host, arguments.port)
+            run_server(*listen, limits, histories, arguments.logs, arguments.traces)
     except OneRecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -65,9 +66,11 @@ def _server_parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
     parser.add_argument(
         "--histories",
-        type=Path,
-        help="SQLite file of users' events and catalogue changes (default: histories.sqlite beside the bundle)",
+        help="SQLite file of users' events and catalogue changes (default: histories.sqlite beside the bundle),\n"
+        "or the address of a Redis, such as redis://localhost:6379/0",
     )
+    parser.add_argument("--logs", choices=["text", "json"], default="text", help="form of the log (default: text)")
+    parser.add_argument("--traces", metavar="URL", help="OpenTelemetry collector, as http://localhost:4318/v1/traces")
     _add_overrides(parser, "LIMIT", f"limit of a request: {', '.join(Limits.model_fields)}")
     return parser
 
@@ -80,7 +83,7 @@ def _batch_parser() -> argparse.ArgumentParser:
     parser.add_argument("--users", type=Path, required=True, help="Parquet file with user_id and history (item ids)")
     parser.add_argument("--out", type=Path, required=True, help="Parquet file to write, one row a user")
     parser.add_argument(
-        "--histories", type=Path, help="SQLite file of the server, for the catalogue's changes and absent histories"
+        "--histories", help="SQLite file or Redis of the server, for the catalogue's changes and absent histories"
     )
     _add_overrides(parser, "KEY", f"setting: {', '.join(BatchSettings.model_fields)}")
     return parser

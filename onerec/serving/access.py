@@ -34,14 +34,18 @@ class Keys:
         return cls(_read(KEYS_VARIABLE), _read(ADMIN_VARIABLE))
 
 
-def check_access(request: Request, keys: Sequence[str]) -> None:
-    """Refuse a request whose `Authorization: Bearer` is none of the keys, where there are any.
+def check_access(request: Request, keys: Sequence[str]) -> str:
+    """The key that a request carries; empty where there are none, and everybody may ask.
 
     Raises:
         AccessDeniedError: no key, or a wrong one.
     """
-    if keys and not _carries(request, keys):
+    if not keys:
+        return ""
+    key = _carried(request, keys)
+    if key is None:
         raise AccessDeniedError
+    return key
 
 
 def check_admin_access(request: Request, keys: Sequence[str]) -> None:
@@ -50,15 +54,17 @@ def check_admin_access(request: Request, keys: Sequence[str]) -> None:
     Raises:
         AccessDeniedError: no key, or a wrong one.
     """
-    if not _carries(request, keys):
+    if _carried(request, keys) is None:
         raise AccessDeniedError
 
 
-def _carries(request: Request, keys: Sequence[str]) -> bool:
-    """Whether the request has one of the keys; the time it takes tells nothing of them."""
+def _carried(request: Request, keys: Sequence[str]) -> str | None:
+    """Which of the keys the request has; the time it takes tells nothing of them."""
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     matches = [hmac.compare_digest(given.strip().encode(), key.encode()) for key in keys]
-    return scheme.lower() == "bearer" and any(matches)
+    if scheme.lower() != "bearer" or not any(matches):
+        return None
+    return keys[matches.index(True)]
 
 
 def _read(variable: str) -> tuple[str, ...]:

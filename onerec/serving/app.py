@@ -1,9 +1,9 @@
 """The FastAPI application: routes around one engine, inference in one thread, every error JSON with a reason."""
 
 import pathlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Path, Query, Request, Response
@@ -18,7 +18,9 @@ from onerec.serving.catalogue import CannotPlaceError
 from onerec.serving.changes import ChangeStore, SqliteChanges
 from onerec.serving.engine import Engine
 from onerec.serving.histories import HistoryStore
-from onerec.serving.metrics import CONTENT_TYPE, Metrics
+from onerec.serving.metrics import CONTENT_TYPE
+from onerec.serving.observe import Observe
+from onerec.serving.rates import Rates, TooManyRequestsError
 from onerec.serving.schema import (
     BundleRequest,
     CatalogueItem,
@@ -38,11 +40,13 @@ from onerec.serving.schema import (
     Users,
 )
 from onerec.serving.service import Service, UnknownItemError
+from onerec.serving.traces import Traces
 
 _MAX_NAMED_PROBLEMS = 5
 _RETRY_AFTER_SECONDS = 1
-_NO_KEYS = Keys()
+_NO_KEYS, _NO_TRACES = Keys(), Traces()
 _Options = dict[str, Any]
+Owe = Callable[[int], None]  # counts more requests against the key of this one
 _PAGE = pathlib.Path(__file__).with_name("page.html")
 # The page brings its own style and script, and asks nobody but this server.
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
@@ -57,17 +61,22 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(
-    engine: Engine, histories: HistoryStore, keys: Keys = _NO_KEYS, changes: ChangeStore | None = None
+    engine: Engine,
+    histories: HistoryStore,
+    keys: Keys = _NO_KEYS,
+    changes: ChangeStore | None = None,
+    traces: Traces = _NO_TRACES,
 ) -> FastAPI:
     """The endpoint of one bundle; with keys, the routes under /v1 want one of them.
 
     Args:
         changes: what is stored of the catalogue's changes; None for nothing, and changes last as long as the process.
+        traces: where requests' spans go.
 
     Raises:
         ServingError: what is stored does not go with the bundle.
     """
-    service = Service(engine, histories, SqliteChanges() if changes is None else changes)
+    service = Service(engine, histories, SqliteChanges() if changes is None else changes, traces)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -77,7 +86,7 @@ def create_app(
     # The pages of documentation that FastAPI brings load their scripts from elsewhere; /openapi.json stays.
     app = FastAPI(title="OneRec", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, max_body_bytes=engine.limits.max_body_bytes)
-    app.middleware("http")(_count_responses(service.metrics))
+    app.add_middleware(Observe, metrics=service.metrics, traces=traces)
     for error, handler in _HANDLERS.items():
         app.add_exception_handler(error, handler)
     _add_routes(app, service, keys)
@@ -85,29 +94,40 @@ def create_app(
 
 
 def _add_routes(app: FastAPI, service: Service, keys: Keys) -> None:
-    def needs_key(request: Request) -> None:
-        check_access(request, keys.api)
+    rates = Rates(service.engine.limits.max_requests_per_s)
 
-    def needs_admin_key(request: Request) -> None:
+    # Coroutines, though they wait for nothing: FastAPI would send plain functions through a thread for each request.
+    async def needs_key(request: Request) -> str:
+        key = check_access(request, keys.api)
+        rates.take(key)
+        return key
+
+    async def needs_admin_key(request: Request) -> None:
         check_admin_access(request, keys.admin)
 
     v1: _Options = {"responses": _REFUSALS, "dependencies": [Depends(needs_key)]}
     admin: _Options = {"responses": _REFUSALS, "dependencies": [Depends(needs_admin_key)]}
 
-    _add_user_routes(app, service, v1)
+    async def account(key: Annotated[str, Depends(needs_key)]) -> Owe:
+        return partial(rates.owe, key)
+
+    _add_user_routes(app, service, v1, account)
     _add_item_routes(app, service, v1, admin)
     _add_operation_routes(app, service, admin)
 
 
-def _add_user_routes(app: FastAPI, service: Service, v1: _Options) -> None:
+def _add_user_routes(app: FastAPI, service: Service, v1: _Options, account: Callable[..., Awaitable[Owe]]) -> None:
     @app.post("/v1/recommend", response_model_exclude_none=True, **v1)
     async def recommend(request: RecommendRequest) -> RecommendResponse:
         """Recommend the items of highest probability after a history."""
         return await service.recommend(request)
 
     @app.post("/v1/recommend/batch", response_model_exclude_none=True, **v1)
-    async def recommend_batch(request: RecommendBatchRequest) -> RecommendBatchResponse:
+    async def recommend_batch(
+        request: RecommendBatchRequest, owe: Annotated[Owe, Depends(account)]
+    ) -> RecommendBatchResponse:
         """Answer several requests; where one is refused, all are."""
+        owe(len(request.requests) - 1)
         return await service.recommend_batch(request)
 
     @app.post("/v1/events", **v1)
@@ -169,27 +189,15 @@ def _add_operation_routes(app: FastAPI, service: Service, admin: _Options) -> No
         """Whether the process answers."""
         return Health()
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses=_REFUSALS)
     async def readyz() -> Readiness:
-        """Whether the bundle is loaded, and which."""
-        return service.engine.readiness()
+        """Whether requests are answered from what is stored, and by which bundle."""
+        return await service.readiness()
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Counters in Prometheus' text format."""
         return Response(service.metrics.page(), media_type=CONTENT_TYPE)
-
-
-def _count_responses(metrics: Metrics) -> Callable[..., Awaitable[Response]]:
-    async def count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        start = time.perf_counter()
-        response = await call_next(request)
-        route = getattr(request.scope.get("route"), "path", "unknown")
-        metrics.responses.labels(route, response.status_code).inc()
-        metrics.latency_s.labels(route).observe(time.perf_counter() - start)
-        return response
-
-    return count
 
 
 async def _refuse(_: Request, error: Exception) -> JSONResponse:
@@ -206,6 +214,11 @@ async def _refuse_conflict(_: Request, error: Exception) -> JSONResponse:
 
 async def _refuse_overload(_: Request, error: Exception) -> JSONResponse:
     return _error(503, str(error), {"retry-after": str(_RETRY_AFTER_SECONDS)})
+
+
+async def _refuse_haste(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, TooManyRequestsError)
+    return _error(429, str(error), {"retry-after": str(error.retry_after_s)})
 
 
 async def _refuse_access(_: Request, __: Exception) -> JSONResponse:
@@ -225,10 +238,6 @@ async def _answer_http_error(_: Request, error: Exception) -> JSONResponse:
     return _error(error.status_code, str(error.detail), error.headers)
 
 
-async def _answer_failure(_: Request, __: Exception) -> JSONResponse:
-    return _error(500, "the server failed on this request; its log has the details")
-
-
 _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONResponse]]] = {
     UnknownUserError: _refuse_unknown,
     UnknownItemError: _refuse_unknown,
@@ -236,9 +245,9 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONRe
     OverloadedError: _refuse_overload,
     ServingError: _refuse,
     AccessDeniedError: _refuse_access,
+    TooManyRequestsError: _refuse_haste,
     RequestValidationError: _refuse_malformed,
     HTTPException: _answer_http_error,
-    Exception: _answer_failure,
 }
 
 

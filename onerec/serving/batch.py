@@ -8,6 +8,7 @@ import copy
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,16 @@ from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
 from onerec.bundle import Bundle
+from onerec.data.pathways import UserEvents
 from onerec.data.tables import USER
 from onerec.decoding.recommender import OneRecRecommender
 from onerec.errors import ConfigError, DataError
 from onerec.evaluation.recommender import NO_ITEM
 from onerec.serving.catalogue import Catalogue
-from onerec.serving.changes import ItemChange, SqliteChanges
-from onerec.serving.histories import SqliteHistories
+from onerec.serving.changes import ItemChange
+from onerec.serving.histories import HistoryStore
+from onerec.serving.known import known_events
+from onerec.serving.stores import is_redis, open_stores
 from tokenizer.artifacts import atomic_file, explained_os_errors, hash_file, hash_text, write_json
 from tokenizer.settings import Settings
 
@@ -48,14 +52,14 @@ class Batch:
     catalogue: Catalogue
     recommender: OneRecRecommender
     users: pl.LazyFrame
-    histories: SqliteHistories | None
+    histories: HistoryStore | None
     settings: BatchSettings
 
     def part(self, start: int) -> pl.DataFrame:
         """Answers to the users from row `start` on, one row a user."""
         users = self.users.slice(start, self.settings.users_per_part).collect()
-        found = [self._indices(items) for items in self._item_ids(users)]
-        histories = [history for history, _ in found]
+        found = list(self._histories(users))
+        histories = [events for events, _ in found]
         ranking = self.recommender.recommend(histories, self.settings.k, self.settings.exclude_seen)
         filled_BK = ranking.items_BK != NO_ITEM
         ids = pl.Series(self.catalogue.ids, dtype=self.catalogue.items.schema["item_id"])
@@ -70,21 +74,21 @@ class Batch:
             }
         )
 
-    def _item_ids(self, users: pl.DataFrame) -> Iterator[list[str]]:
+    def _histories(self, users: pl.DataFrame) -> Iterator[tuple[UserEvents, int]]:
+        """The events of each user whose items the catalogue has, and how many it has not."""
         if self.histories is None:
             for items in users[_HISTORY].to_list():
-                yield [str(item) for item in items or ()]
+                found = [self.catalogue.find(str(item)) for item in items or ()]
+                known = [index for index in found if index is not None]
+                yield UserEvents(np.array(known, dtype=np.int64)), len(found) - len(known)
         else:
             for user in users[USER].cast(pl.String):
-                yield self.histories.newest(user, self.settings.max_history_items)
-
-    def _indices(self, item_ids: list[str]) -> tuple[np.ndarray, int]:
-        """Those that the catalogue has, and how many it has not."""
-        indices = [index for item_id in item_ids if (index := self.catalogue.find(item_id)) is not None]
-        return np.asarray(indices, dtype=np.int64), len(item_ids) - len(indices)
+                stored = self.histories.newest(user, self.settings.max_history_items)
+                events = known_events(stored, self.catalogue)
+                yield events, len(stored) - len(events)
 
 
-def run_batch(bundle_folder: Path, users: Path, out: Path, state: Path | None, settings: BatchSettings) -> int:
+def run_batch(bundle_folder: Path, users: Path, out: Path, state: str | Path | None, settings: BatchSettings) -> int:
     """Answer every row of `users` into `out`; the number of users.
 
     Args:
@@ -92,7 +96,7 @@ def run_batch(bundle_folder: Path, users: Path, out: Path, state: Path | None, s
             of item ids, oldest first.
         out: Parquet file to write, one row a user in their order: `user_id`, `items`, `scores`,
             `history_items_unknown`.
-        state: the server's SQLite file, for histories and for changes of the catalogue.
+        state: where the server keeps histories and changes of the catalogue: its SQLite file or Redis.
 
     Raises:
         ArtifactError: a damaged bundle, or a place that cannot be written.
@@ -100,10 +104,21 @@ def run_batch(bundle_folder: Path, users: Path, out: Path, state: Path | None, s
         DataError: a table without users or without histories.
     """
     bundle = Bundle.load(bundle_folder)
-    changes = _read_changes(state)
+    with _opened(state) as (histories, changes):
+        return _answer_all(bundle, users, out, histories, changes, settings)
+
+
+def _answer_all(
+    bundle: Bundle,
+    users: Path,
+    out: Path,
+    histories: HistoryStore | None,
+    changes: list[ItemChange],
+    settings: BatchSettings,
+) -> int:
     catalogue, _ = Catalogue.of(bundle).adopt(changes)
-    table = _read_users(users, has_histories=state is not None)
-    stored = None if _HISTORY in table.collect_schema() else SqliteHistories(state)
+    table = _read_users(users, has_histories=histories is not None)
+    stored = None if _HISTORY in table.collect_schema() else histories
     batch = Batch(catalogue, _with_beams(catalogue.recommender, settings), table, stored, settings)
     identity: dict[str, object] = {
         "bundle": bundle.manifest.content_hash,
@@ -117,8 +132,6 @@ def run_batch(bundle_folder: Path, users: Path, out: Path, state: Path | None, s
     with atomic_file(out) as temporary:
         pl.scan_parquet(names).sink_parquet(temporary)
     shutil.rmtree(parts)
-    if stored is not None:
-        stored.close()
     return num_users
 
 
@@ -136,15 +149,17 @@ def _write_part(batch: Batch, folder: Path, start: int) -> Path:
     return path
 
 
-def _read_changes(state: Path | None) -> list[ItemChange]:
+@contextmanager
+def _opened(state: str | Path | None) -> Iterator[tuple[HistoryStore | None, list[ItemChange]]]:
+    """The server's histories, and its changes of the catalogue; nothing without a place."""
     if state is None:
-        return []
-    if not state.is_file():
+        yield None, []
+        return
+    if not is_redis(state) and not Path(state).is_file():
         raise DataError(f"{state}: found no such file, expected the server's SQLite file. Check --histories.")
-    store = SqliteChanges(state)
-    changes = store.read()
-    store.close()
-    return changes
+    histories, changes = open_stores(state)
+    with closing(histories), closing(changes):
+        yield histories, changes.read()
 
 
 def _with_beams(recommender: OneRecRecommender, settings: BatchSettings) -> OneRecRecommender:

@@ -3,12 +3,16 @@
 One inference thread works through what waits. While it is busy requests gather, and the next batch takes the oldest and
 all that may join it: the same number of beams and the same kind of search, up to a number of rows, a row being one beam
 of one request. A batch of one is answered as if it were alone, so that batching changes no answer but by rounding.
+
+Who would wait beyond the deadline is refused at once, by what the latest batches took: a refusal that comes early lets
+the caller ask elsewhere, and the line stays as short as the answers in it are of use.
 """
 
 import asyncio
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -16,6 +20,8 @@ from onerec.errors import OverloadedError
 from onerec.serving.engine import Query
 from onerec.serving.limits import Limits
 from onerec.serving.schema import RecommendResponse
+
+_NUM_TIMED = 8  # latest batches by whose times the next ones are expected
 
 Answer = Callable[[Sequence[Query]], list[RecommendResponse]]
 
@@ -34,6 +40,8 @@ class Batcher:
         self._answer, self._executor, self._limits = answer, executor, limits
         self._waiting: deque[_Waiting] = deque()
         self._arrival = asyncio.Event()
+        self._timed: deque[tuple[float, int]] = deque(maxlen=_NUM_TIMED)  # milliseconds and rows of a batch
+        self._num_rows_in_work = 0
 
     @property
     def num_waiting(self) -> int:
@@ -44,10 +52,14 @@ class Batcher:
         """Wait in line and return the answer.
 
         Raises:
-            OverloadedError: the line is full, or the request stood in it beyond its deadline.
+            OverloadedError: the line is full or too slow, or the request stood in it beyond its deadline.
         """
         if self.num_waiting >= self._limits.max_waiting:
             raise OverloadedError(f"{self.num_waiting} requests are waiting already, as many as may. Try again later.")
+        if (expected_ms := self._expected_ms(query)) > self._limits.deadline_ms:
+            raise OverloadedError(
+                f"an answer would take {expected_ms:.0f} ms, more than its deadline allows. Try again later."
+            )
         waiting = _Waiting(query, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._arrival.set()
@@ -57,25 +69,45 @@ class Batcher:
         """Answer what waits, batch by batch, until cancelled."""
         while True:
             await self._arrival.wait()
-            if self._num_rows_waiting() < self._limits.max_batch_rows:
+            if _num_rows(self._waiting) < self._limits.max_batch_rows:
                 await asyncio.sleep(self._limits.batch_wait_ms / 1e3)
             if batch := self._take_batch():
+                begin_s, self._num_rows_in_work = time.monotonic(), _num_rows(batch)
                 await self._answer_batch(batch)
+                self._timed.append((1e3 * (time.monotonic() - begin_s), self._num_rows_in_work))
+                self._num_rows_in_work = 0
             if not self._waiting:
                 self._arrival.clear()
 
-    def _num_rows_waiting(self) -> int:
-        return sum(waiting.query.beams for waiting in self._waiting)
+    def _mean_batch_ms(self) -> float:
+        """Time that the latest batches took; 0 before there were enough to tell."""
+        return sum(ms for ms, _ in self._timed) / _NUM_TIMED if len(self._timed) == _NUM_TIMED else 0.0
+
+    def _expected_ms(self, query: Query) -> float:
+        """At least the time until a new query would be answered; 0 where nobody is before it.
+
+        The less of two estimates: by the number of batches, which is too much after batches larger than those to come,
+        and by the number of rows, which is too much after smaller ones.
+        """
+        if not self._waiting and not self._num_rows_in_work:
+            return 0.0
+        num_rows = _num_rows(self._waiting) + query.beams
+        num_batches = math.ceil(num_rows / self._limits.max_batch_rows) + (self._num_rows_in_work > 0)
+        mean_ms = self._mean_batch_ms()
+        row_ms = _NUM_TIMED * mean_ms / max(1, sum(rows for _, rows in self._timed))
+        return min(num_batches * mean_ms, (num_rows + self._num_rows_in_work) * row_ms)
 
     def _take_batch(self) -> list[_Waiting]:
         """The oldest request and those that can be decoded with it; requests beyond their deadline are refused."""
         batch: list[_Waiting] = []
         left: deque[_Waiting] = deque()
+        # Their own batch takes its time too, but never so much of the deadline that nobody could be answered.
+        most_ms = self._limits.deadline_ms - min(self._mean_batch_ms(), self._limits.deadline_ms / 2)
         for waiting in self._waiting:
             if waiting.answer.done():  # its client has gone
                 continue
             waited_ms = 1e3 * (time.monotonic() - waiting.since_s)
-            if waited_ms > self._limits.deadline_ms:
+            if waited_ms > most_ms:
                 waiting.answer.set_exception(
                     OverloadedError(f"the request has waited for {waited_ms:.0f} ms, more than its deadline allows.")
                 )
@@ -108,3 +140,7 @@ class Batcher:
         for waiting, answer in zip(batch, answers, strict=True):
             if not waiting.answer.done():
                 waiting.answer.set_result(answer)
+
+
+def _num_rows(requests: Iterable[_Waiting]) -> int:
+    return sum(waiting.query.beams for waiting in requests)

@@ -19,6 +19,7 @@ import polars as pl
 from onerec.bundle import Bundle, build_trie
 from onerec.data.titles import item_titles
 from onerec.decoding.recommender import OneRecRecommender
+from onerec.decoding.trie import Trie
 from onerec.errors import DataError, ServingError
 from onerec.serving.changes import FieldValue, ItemChange
 from onerec.serving.filters import Filter
@@ -28,6 +29,7 @@ from tokenizer.table import SemanticIdTable
 
 _ID = "item_id"
 _MAX_FILTERS = 16  # whose trees are kept
+_MAX_ADDED = 10_000  # items that join a tree before it is built again
 
 
 class CannotPlaceError(ServingError):
@@ -201,14 +203,33 @@ class Catalogue:
         if table is not self.table or reads_fields:
             model = with_items(recommender.model, table, items, self.bundle.assigner)
             # A model for decoding has its precision already.
-            recommender = OneRecRecommender(model, build_trie(table), recommender.num_beams, source=recommender.source)
+            recommender = OneRecRecommender(
+                model,
+                self._changed_trie(table, removed_N),
+                recommender.num_beams,
+                source=recommender.source,
+                rescoring=recommender.rescoring,
+            )
             recommender.precision = self.recommender.precision
         elif (removed_N == self.removed_N).all():
             return recommender
         else:
             recommender = copy.copy(recommender)
-            recommender.trie = build_trie(table).to(recommender.model.device)
-        return self._restricted(recommender, ~removed_N) if removed_N.any() else recommender
+            recommender.trie = self._changed_trie(table, removed_N)
+        return recommender
+
+    def _changed_trie(self, table: SemanticIdTable, removed_N: np.ndarray) -> Trie:
+        """The tree of what may be returned, made from the one of now: it costs the change, not the catalogue."""
+        trie, num_old = self.recommender.trie, self.table.num_items
+        if table.num_items > num_old:
+            trie = trie.add(table.codes_NL[num_old:], table.bucket_rank_N[num_old:])
+        was_removed_N = np.append(self.removed_N, np.zeros(table.num_items - num_old, dtype=bool))
+        back, gone = np.flatnonzero(was_removed_N & ~removed_N), np.flatnonzero(removed_N & ~was_removed_N)
+        trie = trie.restore(back) if len(back) else trie
+        trie = trie.remove(gone) if len(gone) else trie
+        if trie.num_changes - int(removed_N.sum()) <= _MAX_ADDED:
+            return trie
+        return build_trie(table).remove(np.flatnonzero(removed_N)).to(trie.device)
 
     @staticmethod
     def _restricted(recommender: OneRecRecommender, allowed_N: np.ndarray) -> OneRecRecommender:

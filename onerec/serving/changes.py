@@ -85,20 +85,20 @@ class SqliteChanges:
         """
         try:
             with self._lock, self._connection:
-                self._connection.executemany(_WRITE, [_to_row(change) for change in changes])
+                self._connection.executemany(_WRITE, [to_row(change) for change in changes])
         except sqlite3.Error as error:
             raise OverloadedError(f"item: the change could not be stored ({error}); nothing has changed.") from error
 
     def read(self) -> list[ItemChange]:
         """Everything stored, in the order in which items first changed."""
         with self._lock:
-            return [_from_row(*row) for row in self._connection.execute(_READ).fetchall()]
+            return [from_row(*row) for row in self._connection.execute(_READ).fetchall()]
 
     def find(self, item_id: str) -> ItemChange | None:
         """What is stored of one item."""
         with self._lock:
             row = self._connection.execute(_READ_ONE, (item_id,)).fetchone()
-        return None if row is None else _from_row(*row)
+        return None if row is None else from_row(*row)
 
     def close(self) -> None:
         """Write back the log and close the file."""
@@ -106,7 +106,8 @@ class SqliteChanges:
             self._connection.close()
 
 
-def _to_row(change: ItemChange) -> tuple[str | int | None, ...]:
+def to_row(change: ItemChange) -> tuple[str | int | None, ...]:
+    """A change as the stores write it."""
     return (
         change.item_id,
         json.dumps(dict(change.fields)),
@@ -118,9 +119,10 @@ def _to_row(change: ItemChange) -> tuple[str | int | None, ...]:
     )
 
 
-def _from_row(
+def from_row(
     item_id: str, fields: str, vector: str | None, removed: int, codes: str | None, rank: int, table_hash: str | None
 ) -> ItemChange:
+    """The change that `to_row` wrote."""
     return ItemChange(
         item_id,
         json.loads(fields),

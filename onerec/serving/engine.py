@@ -4,21 +4,23 @@ Shapes: B queries of a batch, K places of a list.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from onerec.bundle import Bundle
-from onerec.data.pathways import History
+from onerec.data.pathways import History, UserEvents
 from onerec.decoding.recommender import OneRecRecommender
 from onerec.errors import ConfigError, ServingError
 from onerec.evaluation.recommender import NO_ITEM, Ranking
 from onerec.model.context import Context
+from onerec.model.preference.signals import CHOSEN
 from onerec.serving.catalogue import Catalogue
 from onerec.serving.explain import search_explained
 from onerec.serving.filters import Filter
-from onerec.serving.known import known_history
+from onerec.serving.histories import StoredEvent
+from onerec.serving.known import known_events, known_history
 from onerec.serving.limits import Limits
 from onerec.serving.schema import (
     BeamLevel,
@@ -30,6 +32,7 @@ from onerec.serving.schema import (
     RecommendResponse,
     StageMilliseconds,
 )
+from onerec.serving.traces import Stages
 
 _MAX_NAMED_IDS = 20
 _MAX_SHOWN_CHARACTERS = 80
@@ -48,12 +51,14 @@ class Query:
     exact: bool
     timings: bool
     explain: bool = False
+    select: bool = False
     filter: Filter | None = None
+    note: Callable[[Stages], None] | None = None  # is told when each stage of the answer began and ended
 
     @property
-    def kind(self) -> tuple[str, int, bool, bool, Filter | None]:
+    def kind(self) -> tuple[str, int, bool, bool, bool, Filter | None]:
         """Queries of one kind can be searched as one batch."""
-        return self.engine.content_hash, self.beams, self.exact, self.explain, self.filter
+        return self.engine.content_hash, self.beams, self.exact, self.explain, self.select, self.filter
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,10 @@ class Engine:
         self.limits = limits
         self.content_hash = bundle.manifest.content_hash
         self.catalogue = Catalogue.of(bundle)
+        pathways = bundle.model.encoder.pathways
+        self._spec = None if pathways is None else pathways.spec
+        signals = () if bundle.selector is None else bundle.selector.judge.model.signals
+        self._judged = {signal.name for signal in signals if signal.name != CHOSEN}
 
     def readiness(self) -> Readiness:
         """What is being served."""
@@ -84,32 +93,42 @@ class Engine:
             run=self.bundle.manifest.details["run"], bundle=self.content_hash, num_items=self.catalogue.num_available
         )
 
-    def query(self, request: RecommendRequest, stored: Sequence[str] = ()) -> Query:
-        """Check a request and look up its items; `stored` is the history of its `user_id`, oldest first.
+    def query(
+        self,
+        request: RecommendRequest,
+        stored: Sequence[StoredEvent] = (),
+        note: Callable[[Stages], None] | None = None,
+    ) -> Query:
+        """Check a request and look up its items.
+
+        Args:
+            stored: the history of its `user_id`, oldest first.
+            note: is told when each stage of the answer began and ended.
 
         Raises:
             ServingError: a request beyond the limits, or item ids or columns that the catalogue does not have.
         """
-        self.limits.check(request)
+        self._check(request)
         if request.history is None:
-            history, unknown = self._find(stored)
+            events = known_events(stored, self.catalogue)
         else:
-            history, unknown = self.indices("history", request.history), []
+            events = UserEvents(self.indices("history", request.history))
         excluded = self.indices("exclude", request.exclude)
         if request.exclude_seen:
-            excluded = np.concatenate([excluded, history])
-        pathways = self.bundle.model.encoder.pathways
+            excluded = np.concatenate([excluded, events.items])
         return Query(
             engine=self,
-            history=known_history(history, request, None if pathways is None else pathways.spec),
-            num_unknown=len(unknown),
+            history=known_history(events, request, self._spec, self._judged),
+            num_unknown=0 if request.history is not None else len(stored) - len(events),
             excluded=excluded,
             k=request.k,
             beams=request.beams or max(self.catalogue.recommender.num_beams, request.k),
             exact=request.exact,
             timings=request.timings,
             explain=request.explain,
+            select=request.select,
             filter=None if request.filter is None else self._filter(request.filter),
+            note=note,
         )
 
     def answer(self, queries: Sequence[Query]) -> list[RecommendResponse]:
@@ -127,7 +146,8 @@ class Engine:
         context = recommender.encode([query.history for query in queries])
         encoded = time.perf_counter()
         found = self._search(recommender, context, queries)
-        milliseconds = StageMilliseconds(encode=1e3 * (encoded - start), search=1e3 * (time.perf_counter() - encoded))
+        searched = time.perf_counter()
+        milliseconds = StageMilliseconds(encode=1e3 * (encoded - start), search=1e3 * (searched - encoded))
         responses = []
         for row, query in enumerate(queries):
             items_K, scores_K = found.ranking.items_BK[row, : query.k], found.ranking.scores_BK[row, : query.k]
@@ -135,6 +155,9 @@ class Engine:
             response.expansions = None if found.expansions_B is None else int(found.expansions_B[row])
             response.levels = None if found.levels_B is None else found.levels_B[row]
             responses.append(response)
+        stages = {"encode": (start, encoded), "search": (encoded, searched), "answer": (searched, time.perf_counter())}
+        for note in [query.note for query in queries if query.note is not None]:
+            note(stages)
         return responses
 
     def indices(self, name: str, item_ids: Sequence[ItemId]) -> np.ndarray:
@@ -143,21 +166,23 @@ class Engine:
         Raises:
             ServingError: some are not in the catalogue; `name` says whose they are.
         """
-        found, unknown = self._find(item_ids)
-        if unknown:
+        found = [(item_id, self.catalogue.find(str(item_id))) for item_id in item_ids]
+        if unknown := [item_id for item_id, index in found if index is None]:
             named = ", ".join(_shown(item_id) for item_id in unknown[:_MAX_NAMED_IDS])
             more = f" and {len(unknown) - _MAX_NAMED_IDS} more" if len(unknown) > _MAX_NAMED_IDS else ""
             raise ServingError(
                 f"{name}: {len(unknown)} of {len(item_ids)} item ids are not in the catalogue: {named}{more}. "
                 "Send ids of the bundle's catalogue."
             )
-        return found
+        return np.array([index for _, index in found], dtype=np.int64)
 
-    def _find(self, item_ids: Sequence[ItemId]) -> tuple[np.ndarray, list[ItemId]]:
-        """Indices of those that the catalogue has, and the rest."""
-        found = [(item_id, self.catalogue.find(str(item_id))) for item_id in item_ids]
-        indices = [index for _, index in found if index is not None]
-        return np.asarray(indices, dtype=np.int64), [item_id for item_id, index in found if index is None]
+    def _check(self, request: RecommendRequest) -> None:
+        self.limits.check(request)
+        if request.select and self.bundle.selector is None:
+            raise ServingError(
+                "select: found a bundle without a reward model, by which to select. Leave select out, or write the "
+                "bundle again from a run whose --stage reward is done."
+            )
 
     def _filter(self, chosen: ItemFilter) -> Filter:
         """The same for all requests that let the same items through by the same words."""
@@ -174,6 +199,10 @@ class Engine:
         if queries[0].explain:
             ranking, levels_B = search_explained(recommender, context, k, excluded, beams)
             return _Found(ranking, levels_B=levels_B)
+        if queries[0].select:
+            assert self.bundle.selector is not None
+            ranking = recommender.search(context, beams, excluded, beams)
+            return _Found(self.bundle.selector.select([query.history for query in queries], ranking))
         if not queries[0].exact:
             return _Found(recommender.search(context, k, excluded, beams))
         try:
@@ -195,14 +224,10 @@ class Engine:
 
 
 def _items(catalogue: Catalogue, items_K: np.ndarray, scores_K: np.ndarray) -> list[RecommendedItem]:
+    codes_KL = catalogue.table.codes_NL[items_K].tolist()  # of the last item where there is none
     return [
-        RecommendedItem(
-            id=catalogue.ids[item],
-            score=score,
-            semantic_id=catalogue.table.codes_NL[item].tolist(),
-            title=catalogue.titles[item],
-        )
-        for item, score in zip(items_K.tolist(), scores_K.tolist(), strict=True)
+        RecommendedItem(id=catalogue.ids[item], score=score, semantic_id=codes_L, title=catalogue.titles[item])
+        for item, score, codes_L in zip(items_K.tolist(), scores_K.tolist(), codes_KL, strict=True)
         if item != NO_ITEM
     ]
 

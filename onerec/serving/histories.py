@@ -18,7 +18,8 @@ CREATE INDEX IF NOT EXISTS events_by_user ON events (user_id, timestamp, arrival
 """
 _INSERT = "INSERT INTO events (user_id, timestamp, item_id) VALUES (?, ?, ?)"
 _USERS = "SELECT user_id FROM events GROUP BY user_id ORDER BY max(arrival) DESC LIMIT ?"
-_NEWEST = "SELECT item_id FROM events WHERE user_id = ? ORDER BY timestamp DESC, arrival DESC LIMIT ?"
+_CHECK = "SELECT count(*) FROM (SELECT 1 FROM events LIMIT 1)"
+_NEWEST = "SELECT item_id, timestamp FROM events WHERE user_id = ? ORDER BY timestamp DESC, arrival DESC LIMIT ?"
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,14 @@ class HistoryStore(Protocol):
     def append(self, events: Iterable[StoredEvent]) -> None:
         """Store all of the events or none; they survive the process from here on."""
 
-    def newest(self, user_id: str, limit: int) -> list[str]:
-        """The newest items of a user, oldest first; none for a user without events."""
+    def newest(self, user_id: str, limit: int) -> list[StoredEvent]:
+        """The newest events of a user, oldest first; none for a user without events."""
 
     def users(self, limit: int) -> list[str]:
         """Users with events, those of the newest ones first."""
+
+    def check(self) -> None:
+        """Raise OverloadedError where what is stored cannot be reached now."""
 
     def close(self) -> None:
         """Let go of files and connections."""
@@ -70,17 +74,25 @@ class SqliteHistories:
         except sqlite3.Error as error:
             raise OverloadedError(f"events: could not be stored ({error}); none of {len(rows)} was.") from error
 
-    def newest(self, user_id: str, limit: int) -> list[str]:
-        """The newest items of a user, oldest first."""
+    def newest(self, user_id: str, limit: int) -> list[StoredEvent]:
+        """The newest events of a user, oldest first."""
         with self._lock:
-            rows: Sequence[tuple[str]] = self._connection.execute(_NEWEST, (user_id, limit)).fetchall()
-        return [item_id for (item_id,) in reversed(rows)]
+            rows: Sequence[tuple[str, float]] = self._connection.execute(_NEWEST, (user_id, limit)).fetchall()
+        return [StoredEvent(user_id, *row) for row in reversed(rows)]
 
     def users(self, limit: int) -> list[str]:
         """Users with events, those of the newest ones first."""
         with self._lock:
             rows: Sequence[tuple[str]] = self._connection.execute(_USERS, (limit,)).fetchall()
         return [user_id for (user_id,) in rows]
+
+    def check(self) -> None:
+        """Raise OverloadedError where the file cannot be read now."""
+        try:
+            with self._lock:
+                self._connection.execute(_CHECK).fetchone()
+        except sqlite3.Error as error:
+            raise OverloadedError(f"histories: cannot be read ({error}).") from error
 
     def close(self) -> None:
         """Write back the log and close the file."""

@@ -21,7 +21,14 @@ class Limits(Settings):
     max_batch_rows: PositiveInt = Field(2_048, description="beams of all requests that are decoded together")
     batch_wait_ms: float = Field(1.0, ge=0, description="milliseconds that a lone request waits for company")
     max_waiting: PositiveInt = Field(512, description="requests in line, and changes; more are refused")
-    deadline_ms: PositiveFloat = Field(2_000.0, description="milliseconds in line after which a request is refused")
+    max_requests_per_s: PositiveFloat | None = Field(
+        None,
+        description="requests a second of one API key, or of all together without keys; a batch counts as what it "
+        "holds; beyond it 429; null for as many as come",
+    )
+    deadline_ms: PositiveFloat = Field(
+        2_000.0, description="milliseconds in line after which a request is refused; at once where they are foreseen"
+    )
 
     def check(self, request: RecommendRequest) -> None:
         """Refuse a request beyond the limits.

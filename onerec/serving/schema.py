@@ -65,10 +65,14 @@ class RecommendRequest(BaseModel):
         None, description="ids of the catalogue, oldest first; empty for a user without history; this or `user_id`"
     )
     known: KnownEvents = Field(
-        KnownEvents(), description="what is known of `history`, for a model that reads it; what is left out is missing"
+        default_factory=KnownEvents,
+        description="what is known of `history`, for a model that reads it; what is left out is missing",
     )
     profile: dict[Text, FieldValue] = Field(
         default={}, description="static column of the user -> value, likewise; a value never seen counts as unknown"
+    )
+    wish: dict[Text, FiniteFloat] = Field(
+        default={}, description="feedback column -> return that is wished for, of a model that was trained with returns"
     )
     k: PositiveCount = Field(10, description="items to return")
     beams: PositiveCount | None = Field(
@@ -80,6 +84,9 @@ class RecommendRequest(BaseModel):
     filter: ItemFilter | None = Field(None, description="return only items that pass; all where not given")
     exact: StrictBool = Field(
         False, description="return the provably best items instead of those the beams reach; slower"
+    )
+    select: StrictBool = Field(
+        False, description="put the beams in the order of the bundle's reward model and return the first of them"
     )
     timings: StrictBool = Field(False, description="answer the milliseconds of each stage")
     explain: StrictBool = Field(False, description="answer the beams of each level; not with `exact`, which has none")
@@ -95,6 +102,13 @@ class RecommendRequest(BaseModel):
     def _beams_to_explain(self) -> "RecommendRequest":
         if self.exact and self.explain:
             raise ValueError("explain: the exact search keeps no beams; ask for one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _beams_to_select(self) -> "RecommendRequest":
+        if self.select and (self.exact or self.explain):
+            other = "exact" if self.exact else "explain"
+            raise ValueError(f"select: found with {other}, which shows the search's own order; ask for one of the two")
         return self
 
 
@@ -113,7 +127,9 @@ class Event(BaseModel):
 
     user_id: UserId
     item_id: ItemId
-    timestamp: FiniteFloat | None = Field(None, description="Unix seconds; the server's time where not given")
+    timestamp: FiniteFloat | None = Field(
+        None, description="Unix seconds, which a model may read; the server's time where not given"
+    )
 
 
 class EventsRequest(BaseModel):
@@ -134,7 +150,10 @@ class RecommendedItem(BaseModel):
     """One place of the list."""
 
     id: str | int = Field(description="the catalogue's own key")
-    score: float = Field(description="log-probability of the semantic ID; compares items of one answer only")
+    score: float = Field(
+        description="log-probability of the semantic ID, or with `select` what set the order; compares items of one "
+        "answer only"
+    )
     semantic_id: list[int]
     title: str
 

@@ -15,6 +15,7 @@ from onerec.serving.batching import Batcher
 from onerec.serving.changes import ChangeStore, ItemChange
 from onerec.serving.engine import Engine, Query
 from onerec.serving.histories import HistoryStore, StoredEvent
+from onerec.serving.known import known_events
 from onerec.serving.metrics import Metrics
 from onerec.serving.schema import (
     BundleRequest,
@@ -32,6 +33,7 @@ from onerec.serving.schema import (
     UserHistory,
     Users,
 )
+from onerec.serving.traces import Traces
 
 _Kind = Literal["added", "restored", "updated", "removed"]
 _Result = TypeVar("_Result")
@@ -48,8 +50,9 @@ class Service:
         ServingError: what is stored does not go with the bundle.
     """
 
-    def __init__(self, engine: Engine, histories: HistoryStore, changes: ChangeStore) -> None:
+    def __init__(self, engine: Engine, histories: HistoryStore, changes: ChangeStore, traces: Traces) -> None:
         self.engine, self.histories, self.changes, self.metrics = engine, histories, changes, Metrics()
+        self._traces = traces
         self._batcher: Batcher | None = None
         # One thread, so that changes of the catalogue follow each other, a swap of the bundle among them.
         self._changer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="catalogue")
@@ -71,6 +74,7 @@ class Service:
         self._changer.shutdown()
         self.histories.close()
         self.changes.close()
+        self._traces.close()
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Look up the history and stand in line.
@@ -83,7 +87,7 @@ class Service:
         """
         assert self._batcher is not None
         start = time.perf_counter()
-        stored: Sequence[str] = ()
+        stored: Sequence[StoredEvent] = ()
         if request.user_id is not None:
             limit = self.engine.limits.max_history_items
             stored = await asyncio.to_thread(self.histories.newest, str(request.user_id), limit)
@@ -92,9 +96,12 @@ class Service:
                     f"user_id: nothing is stored of {request.user_id!r}. Post its events, or send a history."
                 )
         looked_up = time.perf_counter()
-        response = await self._batcher.submit(self.engine.query(request, stored))
+        note = self._traces.note_stages()
+        if note is not None and request.user_id is not None:
+            note({"history": (start, looked_up)})
+        response = await self._batcher.submit(self.engine.query(request, stored, note))
         while self._is_outdated(response):
-            response = await self._batcher.submit(self.engine.query(request, stored))
+            response = await self._batcher.submit(self.engine.query(request, stored, note))
         if (milliseconds := response.milliseconds) is not None:
             milliseconds.history = 1e3 * (looked_up - start)
             total = 1e3 * (time.perf_counter() - looked_up)
@@ -176,8 +183,17 @@ class Service:
         """The newest items of a user, those passed over that the catalogue does not know; none is no error."""
         stored = await asyncio.to_thread(self.histories.newest, user_id, limit)
         catalogue = self.engine.catalogue
-        indices = [index for item_id in stored if (index := catalogue.find(item_id)) is not None]
-        return UserHistory(user_id=user_id, items=[catalogue.view(index) for index in indices])
+        items = known_events(stored, catalogue).items.tolist()
+        return UserHistory(user_id=user_id, items=[catalogue.view(index) for index in items])
+
+    async def readiness(self) -> Readiness:
+        """What is being served.
+
+        Raises:
+            OverloadedError: what is stored cannot be reached.
+        """
+        await asyncio.to_thread(self.histories.check)
+        return self.engine.readiness()
 
     async def swap_bundle(self, request: BundleRequest) -> Readiness:
         """Load another bundle beside the one that serves, and serve it from then on.

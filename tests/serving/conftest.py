@@ -1,7 +1,11 @@
-"""Bundles that can place new items: a fitted tokenizer, an untrained model, forty films."""
+"""Bundles that can place new items (a fitted tokenizer, an untrained model, forty films), and a real Redis."""
 
 import dataclasses
-from collections.abc import Callable
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,74 @@ import polars as pl
 import pytest
 
 NUM_ITEMS, VECTOR_WIDTH = 40, 6
+
+
+class RedisServer:
+    """A Redis of its own, which writes each change to disk before it answers; may be killed and started again."""
+
+    def __init__(self, binary: str, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.address = f"redis://127.0.0.1:{port}/0"
+        listen = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+        self._command = [binary, *listen, "--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it where it does not run, and wait until it answers."""
+        import redis
+
+        if self._process is not None and self._process.poll() is None:
+            return
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        while True:
+            try:
+                self.client().ping()
+                return
+            except redis.ConnectionError:
+                assert self._process.poll() is None
+                time.sleep(0.05)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def client(self) -> Any:
+        """A client of its own."""
+        import redis
+
+        return redis.Redis.from_url(self.address)
+
+
+@pytest.fixture(scope="session")
+def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One server for all tests; take `redis_server` instead, which is empty."""
+    pytest.importorskip("redis", reason="no redis package in this environment")
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("no redis-server on this machine")
+    server = RedisServer(binary, tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def redis_server(redis_process: RedisServer) -> RedisServer:
+    """A running Redis with nothing in it."""
+    redis_process.start()
+    redis_process.client().flushall()
+    return redis_process
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def state(request: pytest.FixtureRequest, tmp_path: Path) -> str | Path:
+    """A place where a server may keep histories and changes, of each kind."""
+    if request.param == "sqlite":
+        return tmp_path / "state.sqlite"
+    return str(request.getfixturevalue("redis_server").address)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -30,9 +31,11 @@ class Model:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.gate = threading.Event()
+        self.seconds = 0.0
 
     def answer(self, queries: Sequence[Query]) -> list[RecommendResponse]:
         self.gate.wait(timeout=60)
+        time.sleep(self.seconds)
         self.batches.append([query.k for query in queries])
         if any(query.k == 13 for query in queries):
             raise ServingError("thirteen")
@@ -120,3 +123,23 @@ def test_a_request_beyond_its_deadline_and_one_whose_client_has_gone_are_not_dec
         await first
 
     assert in_line(Limits(deadline_ms=1000, batch_wait_ms=0), use).batches == [[99], [3]]
+
+
+def test_who_would_wait_beyond_the_deadline_is_refused_at_once() -> None:
+    async def use(batcher: Batcher, model: Model) -> None:
+        model.gate.set()
+        model.seconds = 0.05
+        for number in range(8):
+            await batcher.submit(make_query(k=number))
+        # Nine batches of one are before the tenth: half a second at least. The first three are in time.
+        answers = await asyncio.gather(
+            *(batcher.submit(make_query(k=100 + number)) for number in range(10)), return_exceptions=True
+        )
+        refused = [answer for answer in answers if isinstance(answer, OverloadedError)]
+        assert 6 <= len(refused) <= 9
+        assert all("an answer would take" in str(error) for error in refused)
+        assert not isinstance(answers[0], OverloadedError)
+        assert (await batcher.submit(make_query(k=200))).history_items_read == 200  # the line is empty again
+
+    model = in_line(Limits(max_batch_rows=10, batch_wait_ms=0, deadline_ms=220), use)
+    assert len(model.batches) < 8 + 5 + 1

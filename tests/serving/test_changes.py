@@ -1,6 +1,7 @@
 """Stored changes of the catalogue: the last one of each item, whole, there after a kill."""
 
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 
 from onerec.errors import OverloadedError
 from onerec.serving.changes import ItemChange, SqliteChanges
-from onerec.serving.histories import SqliteHistories, StoredEvent
+from onerec.serving.histories import StoredEvent
+from onerec.serving.stores import open_stores
 from tokenizer.assignment import NewId
 
 FULL = ItemChange(
@@ -17,8 +19,8 @@ FULL = ItemChange(
 )
 
 
-def test_a_change_comes_back_as_it_was_and_the_last_one_counts() -> None:
-    store = SqliteChanges()
+def test_a_change_comes_back_as_it_was_and_the_last_one_counts(state: str | Path) -> None:
+    _, store = open_stores(state)
     first, last = ItemChange("a", {"title": "A"}), ItemChange("a", {"title": "B"}, removed=True)
     store.write([first, FULL])
     store.write([last])
@@ -26,15 +28,15 @@ def test_a_change_comes_back_as_it_was_and_the_last_one_counts() -> None:
     assert (store.find("a"), store.find("é/7"), store.find("nothing")) == (last, FULL, None)
 
 
-def test_changes_and_histories_share_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "state.sqlite"
-    histories, changes = SqliteHistories(path), SqliteChanges(path)
+def test_changes_and_histories_share_a_place(state: str | Path) -> None:
+    histories, changes = open_stores(state)
     histories.append([StoredEvent("ann", "a", 1.0)])
     changes.write([FULL])
     histories.close()
     changes.close()
-    assert SqliteHistories(path).newest("ann", 5) == ["a"]
-    assert SqliteChanges(path).read() == [FULL]
+    histories, changes = open_stores(state)
+    assert histories.newest("ann", 5) == [StoredEvent("ann", "a", 1.0)]
+    assert changes.read() == [FULL]
 
 
 def test_what_cannot_be_written_is_said_and_nothing_of_it_is_stored() -> None:
@@ -44,23 +46,30 @@ def test_what_cannot_be_written_is_said_and_nothing_of_it_is_stored() -> None:
     assert store.read() == []
 
 
-def test_what_was_acknowledged_is_there_after_a_kill(tmp_path: Path) -> None:
+def test_what_was_acknowledged_is_there_after_a_kill(state: str | Path) -> None:
     program = (
         "import sys\n"
-        "from pathlib import Path\n"
-        "from onerec.serving.changes import ItemChange, SqliteChanges\n"
-        "store = SqliteChanges(Path(sys.argv[1]))\n"
+        "from onerec.serving.changes import ItemChange\n"
+        "from onerec.serving.histories import StoredEvent\n"
+        "from onerec.serving.stores import open_stores\n"
+        "histories, changes = open_stores(sys.argv[1])\n"
         "for number in range(10_000):\n"
-        "    store.write([ItemChange(str(number), removed=number % 2 == 0)])\n"
+        "    changes.write([ItemChange(str(number), removed=number % 2 == 0)])\n"
+        "    histories.append([StoredEvent('ann', str(number), float(number))])\n"
         "    print(number, flush=True)\n"
     )
-    path = tmp_path / "state.sqlite"
-    process = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", program, str(state)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     acknowledged = [int(process.stdout.readline()) for _ in range(50)]
     process.send_signal(signal.SIGKILL)
     acknowledged += [int(line) for line in process.stdout.read().split()]
     process.wait()
-    stored = SqliteChanges(path).read()
+    process.stdout.close()
+    histories, changes = open_stores(state)
+    events, stored = histories.newest("ann", 20_000), changes.read()
+    assert [int(event.item_id) for event in events[: len(acknowledged)]] == acknowledged
     assert [int(change.item_id) for change in stored[: len(acknowledged)]] == acknowledged
+    assert len(acknowledged) <= len(events) <= len(stored) <= len(acknowledged) + 1
     assert all(change.removed == (int(change.item_id) % 2 == 0) for change in stored)
+    if isinstance(state, Path):
+        assert sqlite3.connect(state).execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -1,9 +1,5 @@
 """Stored histories: newest events in order, whole or not at all, there after a kill."""
 
-import signal
-import sqlite3
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -11,18 +7,30 @@ import pytest
 
 from onerec.errors import OverloadedError, ServingError
 from onerec.serving.histories import SqliteHistories, StoredEvent
+from onerec.serving.stores import open_stores
 
 
 def make(*rows: tuple[str, str, float]) -> list[StoredEvent]:
     return [StoredEvent(*row) for row in rows]
 
 
-def test_newest_items_oldest_first_ties_in_order_of_arrival() -> None:
-    histories = SqliteHistories()
-    histories.append(make(("ann", "b", 2.0), ("ann", "a", 1.0), ("bob", "x", 9.0), ("ann", "c", 2.0)))
-    assert histories.newest("ann", 10) == ["a", "b", "c"]
-    assert histories.newest("ann", 2) == ["b", "c"]
+def test_newest_events_oldest_first_ties_in_order_of_arrival(state: str | Path) -> None:
+    histories, _ = open_stores(state)
+    first, second = 1_700_000_000.1234567, 1_700_000_000.1234569  # distinct doubles
+    histories.append(make(("ann", "b", second), ("ann", "a", first), ("bob", "x", 9.0), ("ann", "c", second)))
+    assert histories.newest("ann", 10) == make(("ann", "a", first), ("ann", "b", second), ("ann", "c", second))
+    assert histories.newest("ann", 2) == make(("ann", "b", second), ("ann", "c", second))
     assert histories.newest("nobody", 10) == []
+
+
+def test_users_of_the_newest_events_come_first_whatever_their_times(state: str | Path) -> None:
+    histories, _ = open_stores(state)
+    histories.check()
+    histories.append(make(("ann", "b", 9.0), ("é/:7", "a", -1.5), ("bob", "x", 2.0)))
+    histories.append(make(("é/:7", "b", -2.5)))
+    assert histories.users(10) == ["é/:7", "bob", "ann"]
+    assert histories.users(1) == ["é/:7"]
+    assert histories.newest("é/:7", 10) == make(("é/:7", "b", -2.5), ("é/:7", "a", -1.5))
 
 
 def test_a_failed_append_stores_nothing() -> None:
@@ -40,8 +48,8 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         SqliteHistories(tmp_path / "file" / "below")
 
 
-def test_threads_may_write_at_once(tmp_path: Path) -> None:
-    histories = SqliteHistories(tmp_path / "histories.sqlite")
+def test_threads_may_write_at_once(state: str | Path) -> None:
+    histories, _ = open_stores(state)
 
     def write(user: int) -> None:
         for number in range(20):
@@ -52,30 +60,6 @@ def test_threads_may_write_at_once(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(histories.newest(f"u{user}", 50) == [str(number) for number in range(20)] for user in range(4))
+    for user in (f"u{number}" for number in range(4)):
+        assert histories.newest(user, 50) == make(*((user, str(number), float(number)) for number in range(20)))
     histories.close()
-
-
-def test_what_was_acknowledged_is_there_after_a_kill(tmp_path: Path) -> None:
-    program = (
-        "import sys, time\n"
-        "from pathlib import Path\n"
-        "from onerec.serving.histories import SqliteHistories, StoredEvent\n"
-        "histories = SqliteHistories(Path(sys.argv[1]))\n"
-        "for number in range(10_000):\n"
-        "    histories.append([StoredEvent('ann', str(number), float(number))])\n"
-        "    print(number, flush=True)\n"
-    )
-    path = tmp_path / "histories.sqlite"
-    process = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    acknowledged = [int(process.stdout.readline()) for _ in range(50)]
-    process.send_signal(signal.SIGKILL)
-    acknowledged += [int(line) for line in process.stdout.read().split()]
-    process.wait()
-    histories = SqliteHistories(path)
-    stored = [int(item) for item in histories.newest("ann", 20_000)]
-    assert stored[: len(acknowledged)] == acknowledged
-    assert len(stored) <= len(acknowledged) + 1
-    histories.close()
-    assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)

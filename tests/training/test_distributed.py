@@ -56,6 +56,7 @@ SPARSE = {"sparse_tables": True}
 EXPERTS = {"num_experts": 16}  # more than a process's tokens of most steps choose: some are without any
 SHARDED = {"zero_stage": 2, **AVERAGED}
 THRIFTY = {"zero_stage": 3, "accumulation_steps": 3, "activation_checkpointing": True, **AVERAGED}
+DRAWN = {"layer_dropout": 0.5, "prefix_loss_weight": 0.2, "prefix_rivals": 3, "adversarial_weight": 0.5}
 Jobs = Sequence[tuple[str, dict[str, Any]]]
 
 
@@ -66,7 +67,8 @@ def ragged_histories() -> Histories:
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     items = generator.integers(0, NUM_ITEMS, offsets[-1]).astype(np.int32)
     splits = np.full(len(items), Split.TRAIN, dtype=np.uint8)
-    return Histories(offsets, items, np.arange(len(items)), splits)
+    liked = generator.integers(0, 2, len(items)).astype(np.float32)
+    return Histories(offsets, items, np.arange(len(items)), splits, {"liked": liked})
 
 
 def wide_table() -> SemanticIdTable:
@@ -76,13 +78,19 @@ def wide_table() -> SemanticIdTable:
 
 
 def train(
-    folder: Path, fatal_validation: int | None = None, killed: bool = False, num_experts: int = 0, **options: Any
+    folder: Path,
+    fatal_validation: int | None = None,
+    killed: bool = False,
+    num_experts: int = 0,
+    drawn: bool = False,
+    **options: Any,
 ) -> None:
     """A training whose validations leave a line each in a file; `options` are training settings.
 
     Args:
         fatal_validation: the one that fails.
         killed: process 1 is killed as soon as there is a checkpoint.
+        drawn: the model has terms of the loss that draw numbers, each process its own.
     """
     validations, work = folder / "validations", folder / "checkpoints"
 
@@ -97,9 +105,10 @@ def train(
     folder.mkdir(exist_ok=True)
     if killed and os.environ["RANK"] == "1":
         threading.Thread(target=_die_at_checkpoint, args=[work], daemon=True).start()
-    settings = TRAINING.model_copy(update=options)
+    settings = TrainingSettings.model_validate(TRAINING.model_dump() | options)
     without_head = {"item_head_weight": 0.0, "item_distillation": 0.0} if settings.sparse_tables else {}
-    model = MODEL.model_copy(update={"num_experts": num_experts, **without_head})
+    terms = DRAWN if drawn else {}
+    model = MODEL.model_copy(update={"num_experts": num_experts, **without_head, **terms})
     pretrain(ragged_histories(), wide_table(), model, settings, validate, folder / "pretrain", work, {}, "0" * 64, 3)
 
 
@@ -107,6 +116,13 @@ def _die_at_checkpoint(work: Path) -> None:
     while not finished_checkpoints(work):
         time.sleep(0.005)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def objectives(root: Path) -> dict[str, Any]:
+    """Weights by behaviour, targets from the future, windows that slide, and the first training as a teacher."""
+    weights = [{"column": "liked", "weights": {0: 1, 1: 2.5}}]
+    targets = {"weights": weights, "future": {"events": 3}, "sliding": {}}
+    return {"targets": targets, "teacher": {"path": str(root / "one")}}
 
 
 def train_in_turn(root: Path, jobs: Jobs) -> None:
@@ -130,6 +146,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of trainings: one process in this one, two that are killed, two more, and DeepSpeed with one alone."""
     root = tmp_path_factory.mktemp("trainings")
     train_in_turn(root, [("one", {}), ("one averaged", AVERAGED), ("one sparse", SPARSE), ("one experts", EXPERTS)])
+    train_in_turn(root, [("one objectives", objectives(root))])
     with pytest.raises(RuntimeError, match="stopped here"):
         train(root / "one then two", fatal_validation=2)
     killed = launch(root, 2, [("killed", {"killed": True, **SHARDED})])
@@ -137,6 +154,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert killed.returncode != 0
     resumed = [("one then two", {}), ("killed", SHARDED)]
     two = [("two", {}), ("two sparse", SPARSE), ("two experts", EXPERTS)]
+    two += [("two objectives", objectives(root)), ("two drawn", {"drawn": True, **objectives(root)})]
     sharded = [("two stage 1", {"zero_stage": 1}), ("two stage 3", THRIFTY)]
     together = launch(root, 2, [*resumed, *two, *sharded])
     assert together.returncode == 0, together.stderr
@@ -149,7 +167,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def log(folder: Path) -> list[dict[str, float]]:
     lines = json.loads((folder / "pretrain" / "log_history.json").read_text())
-    measured = {"step", "loss", "grad_norm", "learning_rate", "loss_level_0", "loss_level_1", "loss_item_head"}
+    losses = {"loss", "loss_level_0", "loss_level_1", "loss_item_head", "loss_teacher"}
+    measured = {"step", "grad_norm", "learning_rate", *losses}
     return [{key: line[key] for key in measured & line.keys()} for line in lines if "loss" in line]
 
 
@@ -174,6 +193,7 @@ def test_processes_and_parts_share_every_window_of_a_step(num_processes: int, nu
         ("two", "one"),
         ("two sparse", "one sparse"),
         ("two experts", "one experts"),
+        ("two objectives", "one objectives"),
         ("one then two", "one"),
         ("two stage 1", "one"),
         ("killed", "one averaged"),
@@ -194,6 +214,13 @@ def assert_same_training(folder: Path, expected: Path) -> None:
     assert weights.keys() == expected_weights.keys()
     for name, tensor in expected_weights.items():
         np.testing.assert_allclose(weights[name], tensor, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_terms_that_draw_their_own_numbers_train_together(root: Path) -> None:
+    lines = json.loads((root / "two drawn" / "pretrain" / "log_history.json").read_text())
+    terms = [[line[name] for name in ("loss", "loss_prefix", "loss_adversarial")] for line in lines if "loss" in line]
+    assert len(terms) > 10
+    assert np.isfinite(terms).all()
 
 
 def test_the_main_process_alone_validates(root: Path) -> None:

@@ -136,31 +136,29 @@ def test_model_of_another_table_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_run_continues_with_the_same_losses(tmp_path: Path, num_kills: int) -> None:
-    train_small(tmp_path / "unbroken")
+    epochs = 6 * num_kills  # long enough to be killed so often
+    train_small(tmp_path / "unbroken", epochs)
     generator = random.Random(num_kills)
-    killed = 0
-    while killed < num_kills:
-        process = _start_training(tmp_path / "killed")
+    for _ in range(num_kills):
+        process = _start_training(tmp_path / "killed", epochs)
         _wait_for_progress(tmp_path / "killed" / "checkpoints", process)
         time.sleep(generator.uniform(0, 1.5))
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            killed += 1
-        else:
-            break
+        assert process.poll() is None, (tmp_path / "killed.log").read_text()[-2000:]
+        os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    assert killed >= 1
-    train_small(tmp_path / "killed")
+    train_small(tmp_path / "killed", epochs)
     assert losses(tmp_path / "killed") == losses(tmp_path / "unbroken")
 
 
-def _start_training(folder: Path) -> subprocess.Popen[bytes]:
+def _start_training(folder: Path, epochs: int) -> subprocess.Popen[bytes]:
+    """A process that trains, whose output is in a log beside its folder."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         f"from pathlib import Path\nfrom test_pretraining import train_small\n"
-        f"train_small(Path({str(folder)!r}), seconds_per_validation=0.4)"
+        f"train_small(Path({str(folder)!r}), {epochs}, seconds_per_validation=0.4)"
     )
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    with folder.with_suffix(".log").open("w") as log:
+        return subprocess.Popen([sys.executable, "-c", code], stderr=log, stdout=log)
 
 
 def _wait_for_progress(checkpoints: Path, process: subprocess.Popen[bytes]) -> None:
