@@ -1,6 +1,7 @@
 """The house: imports go downwards only, nobody imports a door, and importing a module does nothing."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -117,6 +118,8 @@ def test_doors_are_short(path: Path) -> None:
 
 def test_importing_everything_prints_nothing_and_starts_nothing(tmp_path: Path) -> None:
     names = [module_name(path) for path in [*MODULES, *ENTRY_POINTS] if path.name != "__main__.py"]
+    if importlib.util.find_spec("triton") is None:  # the kernels themselves, which dispatchers import where it is there
+        names = [name for name in names if not name.startswith("kernels.triton_")]
     program = f"""
 import importlib, sys, threading
 sys.path.insert(0, {str(ROOT)!r})

@@ -51,15 +51,17 @@ def deepspeed_runtime(zero_stage: int) -> Iterator[None]:
         yield
         return
     _import_deepspeed(zero_stage)
+    added: list[str] = []
     if not torch.distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        _stand_alone()
+        added = _stand_alone()
     try:
         with warnings.catch_warnings():
             # Its collectives go by names that torch deprecates, once a call.
             warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
             yield
     finally:
-        os.environ.pop(_CLAIMED_BY_ACCELERATE, None)
+        for name in (_CLAIMED_BY_ACCELERATE, *added):  # a process started later is none of torchrun's
+            os.environ.pop(name, None)
         unset_hf_deepspeed_config()
 
 
@@ -104,13 +106,14 @@ def _import_deepspeed(zero_stage: int) -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def _stand_alone() -> None:
-    """The process group and the environment that torchrun would have made for one process."""
-    for name, value in _AS_TORCHRUN.items():
-        os.environ.setdefault(name, value)
+def _stand_alone() -> list[str]:
+    """The process group and the environment that torchrun would have made for one process; what was added to it."""
+    added = [name for name in _AS_TORCHRUN if name not in os.environ]
+    os.environ.update({name: _AS_TORCHRUN[name] for name in added})
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     backend = torch.distributed.get_default_backend_for_device(device)
     torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    return added
 
 
 def _gathered(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
