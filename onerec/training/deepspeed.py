@@ -51,9 +51,7 @@ def deepspeed_runtime(zero_stage: int) -> Iterator[None]:
         yield
         return
     _import_deepspeed(zero_stage)
-    added: list[str] = []
-    if not torch.distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        added = _stand_alone()
+    added = _stand_alone() if int(os.environ.get("WORLD_SIZE", "1")) == 1 else []
     try:
         with warnings.catch_warnings():
             # Its collectives go by names that torch deprecates, once a call.
@@ -110,9 +108,10 @@ def _stand_alone() -> list[str]:
     """The process group and the environment that torchrun would have made for one process; what was added to it."""
     added = [name for name in _AS_TORCHRUN if name not in os.environ]
     os.environ.update({name: _AS_TORCHRUN[name] for name in added})
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    backend = torch.distributed.get_default_backend_for_device(device)
-    torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    if not torch.distributed.is_initialized():
+        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        backend = torch.distributed.get_default_backend_for_device(device)
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     return added
 
 
