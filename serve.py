@@ -8,9 +8,8 @@ environment variable ONEREC_API_KEYS (commas between them) close the routes unde
 catalogue, and /v1/admin/bundle, which serves another bundle, both without a pause.
 GET /metrics counts for Prometheus, /readyz says which bundle answers, /openapi.json what may be asked. Stop it with
 Ctrl-C or SIGTERM.
-
-`python serve.py batch --bundle runs/demo/bundle --users users.parquet --out recs.parquet` answers a table of users; run
-again after a kill, it goes on where it stopped.
+`python serve.py batch --help`: answer a table of users; run again after a kill, it goes on where it stopped.
+`python serve.py ray --help`: serve by several replicas under Ray Serve.
 """
 
 import argparse
@@ -24,23 +23,16 @@ from onerec.serving.limits import Limits
 from onerec.serving.server import run_server
 from tokenizer.settings import load_settings
 
-_BATCH = "batch"
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until stopped, or answer a table of users; the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    is_batch = words[:1] == [_BATCH]
-    arguments = _batch_parser().parse_args(words[1:]) if is_batch else _server_parser().parse_args(words)
+    ways = {"batch": (_batch_parser, _run_batch), "ray": (_replicas_parser, _run_replicas)}
+    parser, run = ways.get(words[0] if words else "", (_server_parser, _run_server))
+    arguments = parser().parse_args(words[1:] if run is not _run_server else words)
     keep_freed_memory()
     try:
-        if is_batch:
-            _run_batch(arguments)
-        else:
-            limits = load_settings(Limits, overrides=arguments.overrides)
-            histories = arguments.histories or arguments.bundle.parent / "histories.sqlite"
-            listen = (arguments.bundle, arguments.host, arguments.port)
-            run_server(*listen, limits, histories, arguments.logs, arguments.traces)
+        run(arguments)
     except OneRecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -49,11 +41,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _run_server(arguments: argparse.Namespace) -> None:
+    listen = (arguments.bundle, arguments.host, arguments.port, load_settings(Limits, overrides=arguments.overrides))
+    histories = arguments.histories or arguments.bundle.parent / "histories.sqlite"
+    run_server(*listen, histories, arguments.logs, arguments.traces)
+
+
+def _run_replicas(arguments: argparse.Namespace) -> None:
+    from onerec.serving.replicas import ReplicaSettings, run_replicas
+
+    settings = load_settings(ReplicaSettings, overrides=arguments.overrides)
+    options = (arguments.histories, arguments.cluster, arguments.logs, arguments.traces)
+    run_replicas(arguments.bundle, (arguments.host, arguments.port), settings, *options)
+
+
 def _run_batch(arguments: argparse.Namespace) -> None:
-    from onerec.serving.batch import BatchSettings, run_batch
+    from onerec.serving.batch import BatchSettings, Workers, run_batch
 
     settings = load_settings(BatchSettings, overrides=arguments.overrides)
-    num_users = run_batch(arguments.bundle, arguments.users, arguments.out, arguments.histories, settings)
+    given = arguments.ray is not None or arguments.cluster is not None
+    workers = Workers(arguments.ray or 0, arguments.cluster) if given else None
+    num_users = run_batch(arguments.bundle, arguments.users, arguments.out, arguments.histories, settings, workers)
     print(f"{arguments.out}: {num_users:,} users answered")
 
 
@@ -61,17 +69,24 @@ def _server_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="serve.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--bundle", type=Path, required=True, help="folder of the bundle, such as runs/demo/bundle")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
-    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
+    _add_listening(parser)
     parser.add_argument(
         "--histories",
         help="SQLite file of users' events and catalogue changes (default: histories.sqlite beside the bundle),\n"
         "or the address of a Redis, such as redis://localhost:6379/0",
     )
-    parser.add_argument("--logs", choices=["text", "json"], default="text", help="form of the log (default: text)")
-    parser.add_argument("--traces", metavar="URL", help="OpenTelemetry collector, as http://localhost:4318/v1/traces")
     _add_overrides(parser, "LIMIT", f"limit of a request: {', '.join(Limits.model_fields)}")
+    return parser
+
+
+def _replicas_parser() -> argparse.ArgumentParser:
+    from onerec.serving.replicas import ReplicaSettings
+
+    parser = argparse.ArgumentParser(prog="serve.py ray", description="Serve by replicas under Ray Serve.")
+    _add_listening(parser)
+    parser.add_argument("--histories", help="Redis that the replicas share, such as redis://localhost:6379/0")
+    parser.add_argument("--cluster", help="a running Ray, or auto: deploy there and return (default: start one here)")
+    _add_overrides(parser, "KEY", f"setting or limit: {', '.join(ReplicaSettings.model_fields)}")
     return parser
 
 
@@ -82,11 +97,19 @@ def _batch_parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", type=Path, required=True, help="folder of the bundle, such as runs/demo/bundle")
     parser.add_argument("--users", type=Path, required=True, help="Parquet file with user_id and history (item ids)")
     parser.add_argument("--out", type=Path, required=True, help="Parquet file to write, one row a user")
-    parser.add_argument(
-        "--histories", help="SQLite file or Redis of the server, for the catalogue's changes and absent histories"
-    )
+    parser.add_argument("--histories", help="the server's SQLite file or Redis: catalogue changes, absent histories")
+    parser.add_argument("--ray", type=int, metavar="WORKERS", help="answer by so many processes under Ray Data")
+    parser.add_argument("--cluster", help="with --ray: a running Ray, or auto (default: start one here)")
     _add_overrides(parser, "KEY", f"setting: {', '.join(BatchSettings.model_fields)}")
     return parser
+
+
+def _add_listening(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", type=Path, required=True, help="folder of the bundle, such as runs/demo/bundle")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
+    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one (not with ray)")
+    parser.add_argument("--logs", choices=["text", "json"], default="text", help="form of the log (default: text)")
+    parser.add_argument("--traces", metavar="URL", help="OpenTelemetry collector, as http://localhost:4318/v1/traces")
 
 
 def _add_overrides(parser: argparse.ArgumentParser, key: str, text: str) -> None:

@@ -147,12 +147,15 @@ async def offer(
     seconds: float,
     see: Callable[[Answer], None],
     seed: int = 0,
+    catch_up: bool = True,
 ) -> int:
     """Send requests at random moments, `rate_per_s` of them on average; how many were sent.
 
     Args:
         request: the request of a number.
         see: is shown each answer, which nobody keeps.
+        catch_up: send what is overdue at once, where this process was held up; else it is sent from then on at the
+            rate, so that whoever holds it up does not make a burst of the load.
     """
     random = np.random.default_rng(seed)
     under_way: set[asyncio.Task[None]] = set()
@@ -165,6 +168,8 @@ async def offer(
 
     while (due_s := due_s + random.exponential(1 / rate_per_s)) < begin_s + seconds:
         await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+        if not catch_up:
+            due_s = max(due_s, time.monotonic())
         task = asyncio.create_task(one(request(number), due_s))
         under_way.add(task)
         task.add_done_callback(under_way.discard)

@@ -3,7 +3,7 @@
 import hmac
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
@@ -19,10 +19,13 @@ class AccessDeniedError(Exception):
 
 @dataclass(frozen=True)
 class Keys:
-    """Who may do what: without API keys everybody may ask, without an admin key nobody may change what is served."""
+    """Who may do what: without API keys everybody may ask, without an admin key nobody may change what is served.
 
-    api: tuple[str, ...] = ()
-    admin: tuple[str, ...] = ()
+    No log that writes the object shows a key.
+    """
+
+    api: tuple[str, ...] = field(default=(), repr=False)
+    admin: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
     def from_environment(cls) -> "Keys":

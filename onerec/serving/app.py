@@ -16,6 +16,7 @@ from onerec.serving.access import AccessDeniedError, Keys, check_access, check_a
 from onerec.serving.body_limit import BodyLimit
 from onerec.serving.catalogue import CannotPlaceError
 from onerec.serving.changes import ChangeStore, SqliteChanges
+from onerec.serving.direct import Direct
 from onerec.serving.engine import Engine
 from onerec.serving.histories import HistoryStore
 from onerec.serving.metrics import CONTENT_TYPE
@@ -50,6 +51,7 @@ Owe = Callable[[int], None]  # counts more requests against the key of this one
 _PAGE = pathlib.Path(__file__).with_name("page.html")
 # The page brings its own style and script, and asks nobody but this server.
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+_RECOMMEND = "/v1/recommend"
 _MAX_KEY_CHARACTERS = 512
 _MAX_LISTED = 200
 Key = Annotated[str, Path(min_length=1, max_length=_MAX_KEY_CHARACTERS)]
@@ -66,12 +68,15 @@ def create_app(
     keys: Keys = _NO_KEYS,
     changes: ChangeStore | None = None,
     traces: Traces = _NO_TRACES,
+    alone: bool = True,
 ) -> FastAPI:
     """The endpoint of one bundle; with keys, the routes under /v1 want one of them.
 
     Args:
         changes: what is stored of the catalogue's changes; None for nothing, and changes last as long as the process.
         traces: where requests' spans go.
+        alone: no other process answers the same address; where others do, a bundle is refused that would reach this
+            one only.
 
     Raises:
         ServingError: what is stored does not go with the bundle.
@@ -85,16 +90,24 @@ def create_app(
 
     # The pages of documentation that FastAPI brings load their scripts from elsewhere; /openapi.json stays.
     app = FastAPI(title="OneRec", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit, max_body_bytes=engine.limits.max_body_bytes)
-    app.add_middleware(Observe, metrics=service.metrics, traces=traces)
     for error, handler in _HANDLERS.items():
         app.add_exception_handler(error, handler)
-    _add_routes(app, service, keys)
+    rates = Rates(engine.limits.max_requests_per_s)
+    _add_routes(app, service, keys, rates, alone)
+
+    async def recommend(request: Request, asked: RecommendRequest) -> RecommendResponse:
+        rates.take(check_access(request, keys.api))
+        return await service.recommend(asked)
+
+    # The last one is the outermost.
+    route = next(route for route in app.routes if getattr(route, "path", None) == _RECOMMEND)
+    app.add_middleware(Direct, route=route, answer=recommend, handlers=_HANDLERS)
+    app.add_middleware(BodyLimit, max_body_bytes=engine.limits.max_body_bytes)
+    app.add_middleware(Observe, metrics=service.metrics, traces=traces)
     return app
 
 
-def _add_routes(app: FastAPI, service: Service, keys: Keys) -> None:
-    rates = Rates(service.engine.limits.max_requests_per_s)
+def _add_routes(app: FastAPI, service: Service, keys: Keys, rates: Rates, alone: bool) -> None:
 
     # Coroutines, though they wait for nothing: FastAPI would send plain functions through a thread for each request.
     async def needs_key(request: Request) -> str:
@@ -113,11 +126,11 @@ def _add_routes(app: FastAPI, service: Service, keys: Keys) -> None:
 
     _add_user_routes(app, service, v1, account)
     _add_item_routes(app, service, v1, admin)
-    _add_operation_routes(app, service, admin)
+    _add_operation_routes(app, service, admin, alone)
 
 
 def _add_user_routes(app: FastAPI, service: Service, v1: _Options, account: Callable[..., Awaitable[Owe]]) -> None:
-    @app.post("/v1/recommend", response_model_exclude_none=True, **v1)
+    @app.post(_RECOMMEND, response_model_exclude_none=True, **v1)
     async def recommend(request: RecommendRequest) -> RecommendResponse:
         """Recommend the items of highest probability after a history."""
         return await service.recommend(request)
@@ -155,7 +168,7 @@ def _add_item_routes(app: FastAPI, service: Service, v1: _Options, admin: _Optio
     @app.get("/v1/items/{item_id:path}", **v1)
     async def item(item_id: Key) -> CatalogueItem:
         """One item."""
-        return service.item(item_id)
+        return await service.item(item_id)
 
     @app.put("/v1/items/{item_id:path}", **admin)
     async def put_item(item_id: Key, request: ItemRequest) -> ChangedItem:
@@ -171,10 +184,15 @@ def _add_item_routes(app: FastAPI, service: Service, v1: _Options, admin: _Optio
         return await service.remove_item(item_id)
 
 
-def _add_operation_routes(app: FastAPI, service: Service, admin: _Options) -> None:
+def _add_operation_routes(app: FastAPI, service: Service, admin: _Options, alone: bool) -> None:
     @app.post("/v1/admin/bundle", **admin)
     async def swap_bundle(request: BundleRequest) -> Readiness:
         """Serve another bundle from now on, without a pause; wants the admin key."""
+        if not alone:
+            raise ServingError(
+                "bundle: found one replica of several, of which only this one would change. Deploy the bundle to all: "
+                "python serve.py ray --bundle FOLDER, with the other options as they were."
+            )
         return await service.swap_bundle(request)
 
     page = _PAGE.read_text(encoding="utf-8")

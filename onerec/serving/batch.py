@@ -88,69 +88,111 @@ class Batch:
                 yield events, len(stored) - len(events)
 
 
-def run_batch(bundle_folder: Path, users: Path, out: Path, state: str | Path | None, settings: BatchSettings) -> int:
-    """Answer every row of `users` into `out`; the number of users.
+@dataclass(frozen=True)
+class Workers:
+    """Processes under Ray.
+
+    Args:
+        cluster: address of a running Ray, such as `auto`; None to start one on this machine.
+    """
+
+    number: int
+    cluster: str | None = None
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """A run over a table of users, as other processes may be told of it.
 
     Args:
         users: Parquet file with `user_id` and, where their histories do not come from `state`, with `history`: lists
             of item ids, oldest first.
+        state: where the server keeps histories and changes of the catalogue: its SQLite file or Redis.
+        changes: of the catalogue, the same in every process.
+        parts: folder of what is done.
+    """
+
+    bundle: Path
+    users: Path
+    state: str | Path | None
+    settings: BatchSettings
+    changes: tuple[ItemChange, ...]
+    parts: Path
+
+    def open(self, bundle: Bundle, histories: HistoryStore | None) -> Batch:
+        """The run in this process; errors as `run_batch` has them."""
+        catalogue, _ = Catalogue.of(bundle).adopt(self.changes)
+        table = _read_users(self.users, has_histories=histories is not None)
+        stored = None if _HISTORY in table.collect_schema() else histories
+        return Batch(catalogue, _with_beams(catalogue.recommender, self.settings), table, stored, self.settings)
+
+    def path(self, start: int) -> Path:
+        """File of the part that begins with row `start`."""
+        return self.parts / f"{start:012d}.parquet"
+
+    def write(self, batch: Batch, start: int) -> None:
+        """Make a part."""
+        with atomic_file(self.path(start)) as temporary:
+            batch.part(start).write_parquet(temporary)
+
+
+def run_batch(
+    bundle_folder: Path,
+    users: Path,
+    out: Path,
+    state: str | Path | None,
+    settings: BatchSettings,
+    workers: Workers | None = None,
+) -> int:
+    """Answer every row of `users` into `out`; the number of users.
+
+    Args:
+        users: see `BatchJob`.
         out: Parquet file to write, one row a user in their order: `user_id`, `items`, `scores`,
             `history_items_unknown`.
-        state: where the server keeps histories and changes of the catalogue: its SQLite file or Redis.
+        state: see `BatchJob`.
+        workers: processes under Ray that make the parts; None to make them here.
 
     Raises:
         ArtifactError: a damaged bundle, or a place that cannot be written.
-        ConfigError: fewer beams than items, or parts of another run beside `out`.
+        ConfigError: fewer beams than items, parts of another run beside `out`, or workers that cannot be had.
         DataError: a table without users or without histories.
     """
     bundle = Bundle.load(bundle_folder)
-    with _opened(state) as (histories, changes):
-        return _answer_all(bundle, users, out, histories, changes, settings)
+    with opened_state(state) as (histories, changes):
+        parts = out.with_name(out.name + ".parts").resolve()
+        place = state if state is None or is_redis(state) else Path(state).resolve()
+        job = BatchJob(bundle_folder.resolve(), users.resolve(), place, settings, tuple(changes), parts)
+        batch = job.open(bundle, histories)
+        _open_parts(parts, _identity(bundle, job))
+        num_users = int(batch.users.select(pl.len()).collect().item())
+        starts = range(0, num_users, settings.users_per_part)
+        missing = [start for start in starts if not job.path(start).exists()]
+        if workers is None:
+            for start in tqdm(missing, desc="users", unit="part"):
+                job.write(batch, start)
+        else:
+            from onerec.serving.batch_workers import write_parts
 
-
-def _answer_all(
-    bundle: Bundle,
-    users: Path,
-    out: Path,
-    histories: HistoryStore | None,
-    changes: list[ItemChange],
-    settings: BatchSettings,
-) -> int:
-    catalogue, _ = Catalogue.of(bundle).adopt(changes)
-    table = _read_users(users, has_histories=histories is not None)
-    stored = None if _HISTORY in table.collect_schema() else histories
-    batch = Batch(catalogue, _with_beams(catalogue.recommender, settings), table, stored, settings)
-    identity: dict[str, object] = {
-        "bundle": bundle.manifest.content_hash,
-        "users": hash_file(users),
-        "catalogue": hash_text(repr(changes)),
-        "settings": settings.model_dump(mode="json"),
-    }
-    parts = _open_parts(out.with_name(out.name + ".parts"), identity)
-    num_users = int(table.select(pl.len()).collect().item())
-    names = [_write_part(batch, parts, start) for start in _starts(num_users, settings)]
+            write_parts(job, missing, workers)
     with atomic_file(out) as temporary:
-        pl.scan_parquet(names).sink_parquet(temporary)
+        pl.scan_parquet([job.path(start) for start in starts]).sink_parquet(temporary)
     shutil.rmtree(parts)
     return num_users
 
 
-def _starts(num_users: int, settings: BatchSettings) -> Iterator[int]:
-    """First row of every part, under a progress bar."""
-    yield from tqdm(range(0, num_users, settings.users_per_part), desc="users", unit="part")
-
-
-def _write_part(batch: Batch, folder: Path, start: int) -> Path:
-    """The file of a part, made where an earlier run has not made it."""
-    path = folder / f"{start:012d}.parquet"
-    if not path.exists():
-        with atomic_file(path) as temporary:
-            batch.part(start).write_parquet(temporary)
-    return path
+def _identity(bundle: Bundle, job: BatchJob) -> dict[str, object]:
+    """What the parts are made from."""
+    return {
+        "bundle": bundle.manifest.content_hash,
+        "users": hash_file(job.users),
+        "catalogue": hash_text(repr(list(job.changes))),
+        "settings": job.settings.model_dump(mode="json"),
+    }
 
 
 @contextmanager
-def _opened(state: str | Path | None) -> Iterator[tuple[HistoryStore | None, list[ItemChange]]]:
+def opened_state(state: str | Path | None) -> Iterator[tuple[HistoryStore | None, list[ItemChange]]]:
     """The server's histories, and its changes of the catalogue; nothing without a place."""
     if state is None:
         yield None, []
@@ -189,8 +231,8 @@ def _read_users(path: Path, has_histories: bool) -> pl.LazyFrame:
     return table
 
 
-def _open_parts(folder: Path, identity: dict[str, object]) -> Path:
-    """The folder of parts, made where it is not there yet.
+def _open_parts(folder: Path, identity: dict[str, object]) -> None:
+    """Make the folder of parts, where it is not there yet.
 
     Raises:
         ConfigError: what lies there was made from something else.
@@ -205,4 +247,3 @@ def _open_parts(folder: Path, identity: dict[str, object]) -> Path:
             f"{folder}: found parts of another run (bundle, users, catalogue or settings differ), expected none or "
             "those of this one. Delete the folder to begin anew, or choose another --out."
         )
-    return folder

@@ -41,7 +41,7 @@ class Batcher:
         self._waiting: deque[_Waiting] = deque()
         self._arrival = asyncio.Event()
         self._timed: deque[tuple[float, int]] = deque(maxlen=_NUM_TIMED)  # milliseconds and rows of a batch
-        self._num_rows_in_work = 0
+        self._num_rows_waiting = self._num_rows_in_work = 0
 
     @property
     def num_waiting(self) -> int:
@@ -62,6 +62,7 @@ class Batcher:
             )
         waiting = _Waiting(query, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
+        self._num_rows_waiting += query.beams
         self._arrival.set()
         return await waiting.answer
 
@@ -69,7 +70,7 @@ class Batcher:
         """Answer what waits, batch by batch, until cancelled."""
         while True:
             await self._arrival.wait()
-            if _num_rows(self._waiting) < self._limits.max_batch_rows:
+            if self._num_rows_waiting < self._limits.max_batch_rows:
                 await asyncio.sleep(self._limits.batch_wait_ms / 1e3)
             if batch := self._take_batch():
                 begin_s, self._num_rows_in_work = time.monotonic(), _num_rows(batch)
@@ -91,7 +92,7 @@ class Batcher:
         """
         if not self._waiting and not self._num_rows_in_work:
             return 0.0
-        num_rows = _num_rows(self._waiting) + query.beams
+        num_rows = self._num_rows_waiting + query.beams
         num_batches = math.ceil(num_rows / self._limits.max_batch_rows) + (self._num_rows_in_work > 0)
         mean_ms = self._mean_batch_ms()
         row_ms = _NUM_TIMED * mean_ms / max(1, sum(rows for _, rows in self._timed))
@@ -115,7 +116,7 @@ class Batcher:
                 batch.append(waiting)
             else:
                 left.append(waiting)
-        self._waiting = left
+        self._waiting, self._num_rows_waiting = left, _num_rows(left)
         return batch
 
     def _may_join(self, query: Query, batch: Sequence[_Waiting]) -> bool:

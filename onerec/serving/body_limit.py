@@ -1,6 +1,5 @@
 """Bodies beyond the limit are refused before they are held in memory."""
 
-from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,7 +22,7 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         try:
-            body = await self._read(Request(scope, receive))
+            body = await self._read(receive)
         except ClientDisconnect:
             return  # nobody is left to answer
         if body is None:
@@ -31,25 +30,28 @@ class BodyLimit:
             # Some of the body may be unread still, so the connection cannot carry another request.
             await JSONResponse(error.model_dump(), 413, headers={"connection": "close"})(scope, receive, send)
         else:
-            await self.app(scope, _replay(body, receive), send)
+            await self.app(scope, replay(body, receive), send)
 
-    async def _read(self, request: Request) -> bytes | None:
+    async def _read(self, receive: Receive) -> bytes | None:
         """The body; None where it is too long.
 
         What is too long is read on for a while and thrown away: a connection closed on a client that still writes is
         reset, and the answer lost with it.
         """
-        body, num_bytes = bytearray(), 0
-        async for chunk in request.stream():
+        body, num_bytes, more = bytearray(), 0, True
+        while more and num_bytes <= self.max_body_bytes + _MAX_DISCARDED_BYTES:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunk, more = message.get("body", b""), message.get("more_body", False)
             num_bytes += len(chunk)
             if num_bytes <= self.max_body_bytes:
                 body += chunk
-            elif num_bytes > self.max_body_bytes + _MAX_DISCARDED_BYTES:
-                break
         return bytes(body) if num_bytes <= self.max_body_bytes else None
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
+    """Receives a body that has been read, then what comes after it."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

@@ -50,11 +50,37 @@ class ItemChange:
     table_hash: str | None = None
 
 
-class ChangeStore(Protocol):
-    """Changes of the catalogue, safe to call from several threads."""
+class SupersededError(Exception):
+    """Another server has written since the changes that were to be stored were made."""
 
-    def write(self, changes: Sequence[ItemChange]) -> None:
-        """Store all of the changes or none, each in the place of its item's last; they survive from here on."""
+
+class ChangeStore(Protocol):
+    """Changes of the catalogue, safe to call from several threads.
+
+    Args:
+        shared: other servers may write here too; each must look for what they wrote.
+    """
+
+    shared: bool
+
+    def write(self, changes: Sequence[ItemChange], after: int | None = None) -> int:
+        """Store all of the changes or none, each in the place of its item's last; they survive from here on.
+
+        Args:
+            after: version that they were made from; None to store them whatever it is.
+
+        Returns:
+            The version that they made.
+
+        Raises:
+            SupersededError: there is a newer version.
+        """
+
+    def version(self) -> int:
+        """Number that grows with each write; stays 0 where this server alone writes."""
+
+    def newer(self, version: int) -> list[ItemChange]:
+        """What was written after a version, in the order in which items first changed."""
 
     def read(self) -> list[ItemChange]:
         """Everything stored, in the order in which items first changed."""
@@ -67,18 +93,20 @@ class ChangeStore(Protocol):
 
 
 class SqliteChanges:
-    """Changes in an SQLite file, which may hold histories too; without a path in memory, gone with the process.
+    """Changes in an SQLite file of one server, which may hold histories too; without a path in memory, gone with it.
 
     Raises:
         ServingError: the file cannot be opened, or is no such database.
     """
 
+    shared = False
+
     def __init__(self, path: Path | None = None) -> None:
         self._lock = threading.Lock()
         self._connection = open_database(path, _SCHEMA)
 
-    def write(self, changes: Sequence[ItemChange]) -> None:
-        """Store all of the changes or none.
+    def write(self, changes: Sequence[ItemChange], after: int | None = None) -> int:
+        """Store all of the changes or none; nobody else writes, so that they are never superseded.
 
         Raises:
             OverloadedError: they cannot be written now, such as to a full disk.
@@ -88,6 +116,15 @@ class SqliteChanges:
                 self._connection.executemany(_WRITE, [to_row(change) for change in changes])
         except sqlite3.Error as error:
             raise OverloadedError(f"item: the change could not be stored ({error}); nothing has changed.") from error
+        return self.version()
+
+    def version(self) -> int:
+        """Always 0: nobody else writes."""
+        return 0
+
+    def newer(self, version: int) -> list[ItemChange]:
+        """Nothing: nobody else writes."""
+        return []
 
     def read(self) -> list[ItemChange]:
         """Everything stored, in the order in which items first changed."""

@@ -12,6 +12,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._of_route: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self.responses = Counter(
             "onerec_responses", "Answers by route and status.", ["route", "status"], registry=self._registry
         )
@@ -25,7 +26,21 @@ class Metrics:
         self.catalogue_changes = Counter(
             "onerec_catalogue_changes", "Items added, restored, updated, removed.", ["change"], registry=self._registry
         )
+        self.looks_failed = Counter(
+            "onerec_catalogue_looks_failed",
+            "Looks for other servers' changes that the store did not answer; answers may have been behind.",
+            registry=self._registry,
+        )
         self.events = Counter("onerec_events", "Events appended to histories.", registry=self._registry)
+
+    def answered(self, route: str, status: str, seconds: float) -> None:
+        """Count one answer."""
+        counters = self._of_route.get((route, status))
+        if counters is None:  # there are few of them, and to look one up takes longer than to count
+            counters = self.responses.labels(route, status), self.latency_s.labels(route)
+            self._of_route[route, status] = counters
+        counters[0].inc()
+        counters[1].observe(seconds)
 
     def page(self) -> bytes:
         """All figures as text."""

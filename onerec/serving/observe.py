@@ -4,13 +4,13 @@ The id is the caller's own `X-Request-Id` where that is a short printable word, 
 """
 
 import logging
+import os
 import re
 import time
-import uuid
 from contextvars import ContextVar
 
 from fastapi.responses import JSONResponse
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onerec.serving.metrics import Metrics
@@ -20,6 +20,7 @@ from onerec.serving.traces import Traces
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 _HEADER = "x-request-id"
 _FIT_ID = re.compile(r"[!-~]{1,128}")
+_NUM_ID_BYTES = 16
 _NOBODY = "none"  # the status of a request whose client had gone before it was read
 _FAILURE = "the server failed on this request; its log has the details"
 
@@ -39,7 +40,7 @@ class Observe:
             return
         headers = Headers(scope=scope)
         given = headers.get(_HEADER, "")
-        request_id = given if _FIT_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if _FIT_ID.fullmatch(given) else os.urandom(_NUM_ID_BYTES).hex()
         REQUEST_ID.set(request_id)
         answer = _Answer(send, request_id)
         begin_s = time.perf_counter()
@@ -57,8 +58,9 @@ class Observe:
                 span.end(route, answer.status)
 
     def _tell(self, scope: Scope, route: str, status: int | None, seconds: float) -> None:
-        self._metrics.responses.labels(route, status or _NOBODY).inc()
-        self._metrics.latency_s.labels(route).observe(seconds)
+        self._metrics.answered(route, str(status or _NOBODY), seconds)
+        if not logger.isEnabledFor(logging.INFO):
+            return
         fields = {"method": scope["method"], "route": route, "status": status, "ms": round(1e3 * seconds, 2)}
         logger.info("%s %s", scope["method"], scope["path"], extra={"fields": fields})
 
@@ -74,5 +76,6 @@ class _Answer:
         """Pass a part of the answer on."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message)[_HEADER] = self._request_id
+            own = (_HEADER.encode(), self._request_id.encode("latin-1"))
+            message = {**message, "headers": [*message["headers"], own]}
         await self._send(message)

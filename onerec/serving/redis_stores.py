@@ -9,6 +9,8 @@ Keys carry one hash tag, so that a transaction stays on one node of a cluster:
     {onerec}:users           sorted set of users by the arrival of their last event
     {onerec}:items           hash of an item's id -> its change
     {onerec}:items:order     sorted set of items by the arrival of their first change
+    {onerec}:items:version   number of writes of changes
+    {onerec}:items:latest    sorted set of items by the version of their last change
 """
 
 import json
@@ -26,14 +28,29 @@ from redis.exceptions import TimeoutError as SilentError
 from redis.retry import Retry
 
 from onerec.errors import OverloadedError, ServingError
-from onerec.serving.changes import ItemChange, from_row, to_row
+from onerec.serving.changes import ItemChange, SupersededError, from_row, to_row
 from onerec.serving.histories import StoredEvent
 
 _ARRIVALS, _EVENTS, _USERS = "{onerec}:arrivals", "{onerec}:events:", "{onerec}:users"
 _ITEMS, _ORDER = "{onerec}:items", "{onerec}:items:order"
+_VERSION, _LATEST = "{onerec}:items:version", "{onerec}:items:latest"
 _ARRIVAL_DIGITS = 16  # of a number that must sort as text; a score holds whole numbers below 2 ** 53 only
 _TIMEOUT_S = 1.0
 _PAUSE_S = 0.5  # after a failure, in which nobody waits for a Redis that is away
+# Writes items and their changes, which come in turn behind the version after which they were made; nil where it is not
+# the last one any more. A script, because Redis runs nothing else meanwhile.
+_WRITE_CHANGES = """
+local version = tonumber(redis.call('GET', KEYS[1]) or 0)
+if ARGV[1] ~= '' and tonumber(ARGV[1]) ~= version then
+    return nil
+end
+for place = 2, #ARGV, 2 do
+    redis.call('HSET', KEYS[3], ARGV[place], ARGV[place + 1])
+    redis.call('ZADD', KEYS[4], 'NX', redis.call('INCR', KEYS[2]), ARGV[place])
+    redis.call('ZADD', KEYS[5], version + 1, ARGV[place])
+end
+return redis.call('INCR', KEYS[1])
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -136,22 +153,49 @@ class RedisHistories:
 class RedisChanges:
     """Changes of the catalogue in Redis."""
 
+    shared = True
+
     def __init__(self, connection: RedisConnection) -> None:
         self._connection = connection
 
-    def write(self, changes: Sequence[ItemChange]) -> None:
-        """Store all of the changes or none.
+    def write(self, changes: Sequence[ItemChange], after: int | None = None) -> int:
+        """Store all of the changes or none; the version that they made.
 
         Raises:
+            SupersededError: there is a newer version than `after`. So it is, too, where they are stored but the answer
+                was lost and the call repeated.
             OverloadedError: Redis is away, or cannot write. Where only its answer was lost, the changes are stored.
         """
+        rows = [word for change in changes for word in (change.item_id, json.dumps(to_row(change)))]
+        keys = (_VERSION, _ARRIVALS, _ITEMS, _ORDER, _LATEST)
         with self._connection.use("item: the change could not be stored; nothing was acknowledged") as client:
-            first = int(client.incrby(_ARRIVALS, len(changes))) - len(changes) + 1
-            transaction = client.pipeline(transaction=True)
-            for arrival, change in enumerate(changes, first):
-                transaction.hset(_ITEMS, change.item_id, json.dumps(to_row(change)))
-                transaction.zadd(_ORDER, {change.item_id: arrival}, nx=True)
-            transaction.execute()
+            version: Any = client.eval(_WRITE_CHANGES, len(keys), *keys, "" if after is None else after, *rows)
+        if version is None:
+            raise SupersededError
+        return int(version)
+
+    def version(self) -> int:
+        """Number of writes so far.
+
+        Raises:
+            OverloadedError: Redis is away.
+        """
+        with self._connection.use("item: the changes cannot be read") as client:
+            return int(client.get(_VERSION) or 0)
+
+    def newer(self, version: int) -> list[ItemChange]:
+        """What was written after a version, in the order in which items first changed.
+
+        Raises:
+            OverloadedError: Redis is away.
+        """
+        with self._connection.use("item: the changes cannot be read") as client:
+            items: Any = client.zrange(_LATEST, f"({version}", "+inf", byscore=True)
+            if not items:
+                return []
+            arrivals: Any = client.zmscore(_ORDER, items)
+            rows: Any = client.hmget(_ITEMS, items)
+        return [from_row(*json.loads(row)) for _, row in sorted(zip(arrivals, rows, strict=True))]
 
     def read(self) -> list[ItemChange]:
         """Everything stored, in the order in which items first changed.

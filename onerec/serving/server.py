@@ -1,13 +1,22 @@
 """One process: load the bundle, listen, answer until told to stop."""
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from onerec.errors import ConfigError, ServingError
 from onerec.serving.limits import Limits
 
-_SHUTDOWN_SECONDS = 30  # that requests in flight may still take after SIGTERM
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from onerec.serving.access import Keys
+    from onerec.serving.engine import Engine
+
+LogFormat = Literal["text", "json"]
+SHUTDOWN_SECONDS = 30  # that requests in flight may still take after SIGTERM
+_PACKAGES = ("fastapi", "starlette", "uvicorn", "prometheus_client")
 
 
 def run_server(
@@ -16,7 +25,7 @@ def run_server(
     port: int,
     limits: Limits,
     histories: str | Path,
-    log_format: Literal["text", "json"] = "text",
+    log_format: LogFormat = "text",
     traces: str | None = None,
 ) -> None:
     """Serve a bundle until SIGTERM or SIGINT; requests in flight are answered first.
@@ -35,34 +44,55 @@ def run_server(
     try:
         import uvicorn
 
-        from onerec.serving.app import create_app
+        from onerec.serving.access import Keys
+        from onerec.serving.logs import log_config
     except ModuleNotFoundError as error:
-        if error.name not in ("fastapi", "starlette", "uvicorn", "prometheus_client"):
-            raise
-        raise ConfigError(
-            f"serving needs the package {error.name}, which is not installed. Install the extra: pip install '.[serve]'"
-        ) from None
-    from transformers.utils.logging import disable_progress_bar
-
-    from onerec.bundle import Bundle
-    from onerec.serving.access import Keys
-    from onerec.serving.engine import Engine
-    from onerec.serving.logs import log_config
-    from onerec.serving.stores import open_stores
-    from onerec.serving.traces import traces_to
-
-    if log_format == "json":
-        disable_progress_bar()  # which would write between the log's lines
+        raise missing_package(error, _PACKAGES, "serve") from None
     keys = Keys.from_environment()
-    engine = Engine(Bundle.load(bundle_folder), limits)
+    engine = load_engine(bundle_folder, limits, log_format)
     with _listen(host, port) as listener:
-        events, changes = open_stores(histories)
-        app = create_app(engine, events, keys, changes, traces_to(traces))
-        logs = log_config(log_format) or uvicorn.config.LOGGING_CONFIG
-        config = uvicorn.Config(app, timeout_graceful_shutdown=_SHUTDOWN_SECONDS, log_config=logs)
+        app = open_app(engine, histories, keys, traces)
+        config = uvicorn.Config(app, timeout_graceful_shutdown=SHUTDOWN_SECONDS, log_config=log_config(log_format))
         address = f"[{host}]" if ":" in host else host
         print(f"Serving {bundle_folder} at http://{address}:{listener.getsockname()[1]}/v1/recommend", flush=True)
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def load_engine(bundle_folder: Path, limits: Limits, log_format: LogFormat = "text") -> "Engine":
+    """The engine of a bundle; errors as `run_server` has them."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from onerec.bundle import Bundle
+    from onerec.serving.engine import Engine
+
+    if log_format == "json":
+        disable_progress_bar()  # which would write between the log's lines
+    return Engine(Bundle.load(bundle_folder), limits)
+
+
+def open_app(
+    engine: "Engine", histories: str | Path, keys: "Keys", traces: str | None = None, alone: bool = True
+) -> "FastAPI":
+    """The application around an engine, on what is stored; errors as `run_server` has them.
+
+    Args:
+        alone: no other process answers the same address, see `create_app`.
+    """
+    from onerec.serving.app import create_app
+    from onerec.serving.stores import open_stores
+    from onerec.serving.traces import traces_to
+
+    events, changes = open_stores(histories)
+    return create_app(engine, events, keys, changes, traces_to(traces), alone)
+
+
+def missing_package(error: ModuleNotFoundError, packages: Sequence[str], extra: str) -> Exception:
+    """What to raise where an import failed: ConfigError for one of the packages of an extra, else the error itself."""
+    if error.name not in packages:
+        return error
+    return ConfigError(
+        f"serving needs the package {error.name}, which is not installed. Install the extra: pip install '.[{extra}]'"
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:

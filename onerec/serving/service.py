@@ -12,8 +12,9 @@ from typing import Any, Literal, TypeVar
 from onerec.bundle import Bundle
 from onerec.errors import OneRecError, OverloadedError, ServingError, UnknownUserError
 from onerec.serving.batching import Batcher
-from onerec.serving.changes import ChangeStore, ItemChange
+from onerec.serving.changes import ChangeStore, ItemChange, SupersededError
 from onerec.serving.engine import Engine, Query
+from onerec.serving.follower import Follower
 from onerec.serving.histories import HistoryStore, StoredEvent
 from onerec.serving.known import known_events
 from onerec.serving.metrics import Metrics
@@ -46,6 +47,9 @@ class UnknownItemError(ServingError):
 class Service:
     """Answers each route; the catalogue is what the bundle has and what is stored of its changes.
 
+    Where the store is shared, every route that reads the catalogue looks for the changes of other servers first, so
+    that a change which one of them has acknowledged holds in all of them for every request sent from then on.
+
     Raises:
         ServingError: what is stored does not go with the bundle.
     """
@@ -58,7 +62,8 @@ class Service:
         self._changer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="catalogue")
         self._num_changing = 0
         self._swapping = asyncio.Lock()
-        self._adopt_changes(engine)
+        self._follower = Follower(self._look)
+        self._version = self._adopt_changes(engine)  # of the stored changes that the catalogue has
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -95,13 +100,16 @@ class Service:
                 raise UnknownUserError(
                     f"user_id: nothing is stored of {request.user_id!r}. Post its events, or send a history."
                 )
+        await self._follow()
         looked_up = time.perf_counter()
         note = self._traces.note_stages()
         if note is not None and request.user_id is not None:
             note({"history": (start, looked_up)})
-        response = await self._batcher.submit(self.engine.query(request, stored, note))
-        while self._is_outdated(response):
+        while True:
+            catalogue = self.engine.catalogue
             response = await self._batcher.submit(self.engine.query(request, stored, note))
+            if self.engine.catalogue is catalogue or not self._is_outdated(response):
+                break
         if (milliseconds := response.milliseconds) is not None:
             milliseconds.history = 1e3 * (looked_up - start)
             total = 1e3 * (time.perf_counter() - looked_up)
@@ -124,6 +132,7 @@ class Service:
         most = self.engine.limits.max_events
         if len(request.events) > most:
             raise ServingError(f"events: found {len(request.events)}, expected at most {most}.")
+        await self._follow()
         self.engine.indices("events", [event.item_id for event in request.events])
         now = time.time()
         events = [
@@ -157,20 +166,18 @@ class Service:
         self.metrics.catalogue_changes.labels(changed.change).inc()
         return changed
 
-    def item(self, item_id: str) -> CatalogueItem:
+    async def item(self, item_id: str) -> CatalogueItem:
         """One item.
 
         Raises:
             UnknownItemError: it was never here.
         """
-        catalogue = self.engine.catalogue
-        index = catalogue.find(item_id)
-        if index is None:
-            raise UnknownItemError(f"item {item_id!r}: not in the catalogue. Send an id of the catalogue.")
-        return catalogue.view(index)
+        await self._follow()
+        return self._view(item_id)
 
     async def search_items(self, text: str, limit: int) -> CatalogueItems:
         """The item whose id is the text, then those whose title holds it."""
+        await self._follow()
         catalogue = self.engine.catalogue
         found = await asyncio.to_thread(catalogue.search, text, limit)
         return CatalogueItems(items=[catalogue.view(index) for index in found])
@@ -182,6 +189,7 @@ class Service:
     async def history(self, user_id: str, limit: int) -> UserHistory:
         """The newest items of a user, those passed over that the catalogue does not know; none is no error."""
         stored = await asyncio.to_thread(self.histories.newest, user_id, limit)
+        await self._follow()
         catalogue = self.engine.catalogue
         items = known_events(stored, catalogue).items.tolist()
         return UserHistory(user_id=user_id, items=[catalogue.view(index) for index in items])
@@ -193,6 +201,7 @@ class Service:
             OverloadedError: what is stored cannot be reached.
         """
         await asyncio.to_thread(self.histories.check)
+        await self._follow()
         return self.engine.readiness()
 
     async def swap_bundle(self, request: BundleRequest) -> Readiness:
@@ -231,36 +240,89 @@ class Service:
             self._num_changing -= 1
 
     def _serve(self, engine: Engine) -> None:
-        self._adopt_changes(engine)
+        version = self._adopt_changes(engine)
         self.engine = engine
+        self._version = version  # in this order: who finds it the newest answers at once
 
-    def _adopt_changes(self, engine: Engine) -> None:
-        engine.catalogue, placed_anew = engine.catalogue.adopt(self.changes.read())
-        if placed_anew:
-            self.changes.write(placed_anew)
+    async def _follow(self) -> None:
+        """Take up what other servers had changed when this was called."""
+        if self.changes.shared:
+            await self._follower.caught_up()
+
+    async def _look(self) -> None:
+        """Take up what other servers have changed; while the store is away, go on with what is known.
+
+        Raises:
+            OverloadedError: the bundle cannot hold what they changed, so that answers would be wrong.
+        """
+        try:
+            if await asyncio.to_thread(self.changes.version) != self._version:
+                await asyncio.get_running_loop().run_in_executor(self._changer, self._catch_up)
+        except OverloadedError:
+            self.metrics.looks_failed.inc()
+        except ServingError as error:
+            raise OverloadedError(f"catalogue: changes of another server cannot be taken up ({error}).") from error
+
+    def _catch_up(self) -> None:
+        if self.changes.version() != self._version:
+            self._version = self._adopt_changes(self.engine, self._version)
+
+    def _adopt_changes(self, engine: Engine, since: int | None = None) -> int:
+        """Give the engine what is stored, beyond the version `since` where it has the rest; the version it has then."""
+        while True:
+            version = self.changes.version()
+            stored = self.changes.read() if since is None else self.changes.newer(since)
+            catalogue, placed_anew = engine.catalogue.adopt(stored)
+            with suppress(SupersededError):
+                if placed_anew:
+                    version = self.changes.write(placed_anew, version)
+                engine.catalogue = catalogue
+                return version
 
     def _put(self, item_id: str, request: ItemRequest) -> ChangedItem:
-        catalogue, stored = self.engine.catalogue, self.changes.find(item_id) or ItemChange(item_id)
-        catalogue.require_fields(request.fields)
-        kind: _Kind = "updated" if catalogue.find(item_id) is not None else "added"
-        if catalogue.is_removed(item_id):
-            kind = "restored"
-        vector = stored.vector if request.vector is None else tuple(request.vector)
-        change = replace(stored, fields={**stored.fields, **request.fields}, vector=vector, removed=False)
-        return self._publish(catalogue.place(change), kind)
+        def make() -> tuple[ItemChange, _Kind]:
+            catalogue, stored = self.engine.catalogue, self.changes.find(item_id) or ItemChange(item_id)
+            catalogue.require_fields(request.fields)
+            kind: _Kind = "updated" if catalogue.find(item_id) is not None else "added"
+            if catalogue.is_removed(item_id):
+                kind = "restored"
+            vector = stored.vector if request.vector is None else tuple(request.vector)
+            change = replace(stored, fields={**stored.fields, **request.fields}, vector=vector, removed=False)
+            return catalogue.place(change), kind
+
+        return self._publish(make)
 
     def _remove(self, item_id: str) -> ChangedItem:
-        self.item(item_id)
-        stored = self.changes.find(item_id) or ItemChange(item_id)
-        return self._publish(replace(stored, removed=True), "removed")
+        def make() -> tuple[ItemChange, _Kind]:
+            self._view(item_id)
+            stored = self.changes.find(item_id) or ItemChange(item_id)
+            return replace(stored, removed=True), "removed"
 
-    def _publish(self, change: ItemChange, kind: _Kind) -> ChangedItem:
-        """Make the next catalogue, store what makes it so, and only then answer from it."""
-        catalogue = self.engine.catalogue.change([change])
-        self.changes.write([change])
+        return self._publish(make)
+
+    def _publish(self, make: Callable[[], tuple[ItemChange, _Kind]]) -> ChangedItem:
+        """Make the next catalogue, store what makes it so, and only then answer from it.
+
+        Where another server changes it meanwhile, all begins anew: no two items are given one place.
+        """
+        while True:
+            self._catch_up()
+            change, kind = make()
+            catalogue = self.engine.catalogue.change([change])
+            with suppress(SupersededError):
+                version = self.changes.write([change], self._version)
+                break
         self.engine.catalogue = catalogue
+        self._version = version
         index = catalogue.table.index_of(change.item_id)
         return ChangedItem(change=kind, **catalogue.view(index).model_dump())
+
+    def _view(self, item_id: str) -> CatalogueItem:
+        catalogue = self.engine.catalogue
+        index = catalogue.find(item_id)
+        if index is None:
+            raise UnknownItemError(f"item {item_id!r}: not in the catalogue. Send an id of the catalogue.")
+        return catalogue.view(index)
 
     def _answer(self, queries: Sequence[Query]) -> list[RecommendResponse]:
         self.metrics.batch_requests.observe(len(queries))

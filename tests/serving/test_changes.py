@@ -5,11 +5,12 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from onerec.errors import OverloadedError
-from onerec.serving.changes import ItemChange, SqliteChanges
+from onerec.serving.changes import ItemChange, SqliteChanges, SupersededError
 from onerec.serving.histories import StoredEvent
 from onerec.serving.stores import open_stores
 from tokenizer.assignment import NewId
@@ -26,6 +27,21 @@ def test_a_change_comes_back_as_it_was_and_the_last_one_counts(state: str | Path
     store.write([last])
     assert store.read() == [last, FULL]  # in the order of the first change
     assert (store.find("a"), store.find("é/7"), store.find("nothing")) == (last, FULL, None)
+
+
+def test_what_one_server_writes_another_reads_on_from_where_it_was(redis_server: Any) -> None:
+    (_, mine), (_, others) = (open_stores(redis_server.address) for _ in range(2))
+    assert (mine.version(), mine.newer(0)) == (0, [])
+    first, again = ItemChange("a", {"title": "A"}), ItemChange("a", removed=True)
+    assert mine.write([first, FULL], after=0) == others.version() == 1
+    assert others.newer(0) == [first, FULL]
+    assert others.write([again], after=1) == 2
+    assert (mine.newer(1), mine.newer(2)) == ([again], [])
+    assert mine.newer(0) == [again, FULL]  # in the order of the first change
+    with pytest.raises(SupersededError):
+        mine.write([first, ItemChange("b")], after=1)
+    assert (others.version(), others.read()) == (2, [again, FULL])
+    assert others.write([first]) == 3  # after any
 
 
 def test_changes_and_histories_share_a_place(state: str | Path) -> None:

@@ -145,10 +145,10 @@ def test_more_changes_than_may_wait_are_refused(live_bundle: Path, monkeypatch: 
     changes, entered, gate, answers = SqliteChanges(), threading.Event(), threading.Event(), []
     write = changes.write
 
-    def write_late(items: Any) -> None:
+    def write_late(items: Any, after: int) -> int:
         entered.set()
         gate.wait(timeout=60)
-        write(items)
+        return write(items, after)
 
     monkeypatch.setattr(changes, "write", write_late)
     engine = Engine(Bundle.load(live_bundle), LIMITS.model_copy(update={"max_waiting": 1}))

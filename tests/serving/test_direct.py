@@ -1,0 +1,102 @@
+"""The shorter way of a recommendation: whatever is sent, the answer is FastAPI's own, to the last byte.
+
+A body that calls itself `application/x+json` is JSON to FastAPI and goes its way.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from onerec.bundle import Bundle
+from onerec.serving import direct
+from onerec.serving.access import Keys
+from onerec.serving.app import create_app
+from onerec.serving.engine import Engine
+from onerec.serving.histories import SqliteHistories
+from onerec.serving.limits import Limits
+
+KEY = "key-of-ann-and-hers"
+
+
+@pytest.fixture(scope="module")
+def client(small_bundle: Path) -> Iterator[TestClient]:
+    app = create_app(Engine(Bundle.load(small_bundle), Limits(batch_wait_ms=0)), SqliteHistories(), Keys(api=(KEY,)))
+    with TestClient(app) as client:
+        yield client
+
+
+def both(client: TestClient, body: bytes, key: str = KEY) -> tuple[int, bytes]:
+    """Status and body of the answer, which has to be the same both ways."""
+    answers = []
+    for kind in ("application/json", "application/x+json"):
+        headers = {"content-type": kind, "authorization": f"Bearer {key}"}
+        response = client.post("/v1/recommend", content=body, headers=headers)
+        answers.append((response.status_code, response.headers["content-type"], response.content))
+    assert answers[0] == answers[1]
+    return answers[0][0], answers[0][2]
+
+
+IDS = st.sampled_from([100, "101", 139, 139.0, True, None, "x", 10**30])
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "history": st.lists(IDS, max_size=4) | st.sampled_from([None, "103"]),
+    "user_id": st.sampled_from(["ann", 7, 1.5, None, "\ud800"]),
+    "k": st.sampled_from([1, 5, 5.0, 0, -1, True, "5", float("nan"), 10**30, None]),
+    "beams": st.sampled_from([12, 3, 1.0, None, 10**6]),
+    "exclude": st.lists(IDS, max_size=3),
+    "exclude_seen": st.sampled_from([True, False, 1, "true", None]),
+    "exact": st.booleans(),
+    "explain": st.booleans(),
+    "filter": st.sampled_from([None, {}, {"items": [103, 104]}, {"columns": {"genre": ["noir"]}}, {"items": "x"}]),
+    "known": st.sampled_from([{}, {"timestamps": [1, 2.5]}, {"timestamps": [float("inf")]}, {"feedback": {"a": []}}]),
+    "profile": st.sampled_from([{}, {"age": 3}, {"age": float("nan")}]),
+    "other": st.just(1),
+}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.fixed_dictionaries({}, optional=VALUES))
+def test_any_question_is_answered_as_fastapi_answers_it(client: TestClient, question: dict[str, Any]) -> None:
+    both(client, json.dumps(question).encode())
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"history": [103], "k": 3}', 200),
+        (b' {"history": [103], "history": [104], "k": 3}\n', 200),  # the last of two counts
+        (b'\xef\xbb\xbf{"history": []}', 200),
+        ('{"history": []}'.encode("utf-16"), 200),  # as Python's json reads it
+        (b'{"history": ["\\ud83d\\ude00"]}', 400),
+        (b'{"history": [], "k": 3,}', 400),
+        (b'{"history": [], "k": 1e1}', 400),
+        (b'{"history": [], "k": 03}', 400),
+        (b"null", 400),
+        (b"", 400),
+        (b"[" * 5_000, 400),
+    ],
+)
+def test_odd_json_is_read_the_same(client: TestClient, body: bytes, status: int) -> None:
+    assert both(client, body)[0] == status
+
+
+def test_the_shorter_way_is_taken_and_asks_for_the_key(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, validate = [], direct._validate
+    monkeypatch.setattr(direct, "_validate", lambda *sent: taken.append(validate(*sent)) or taken[-1])
+    body = b'{"history": [103], "k": 3}'
+    assert both(client, body)[0] == 200
+    assert both(client, body, key="another-key-of-nobody") == (
+        401,
+        b'{"reason":"the request carries no key of this server"}',
+    )
+    assert [asked is not None for asked in taken] == [True, False, True, False]
+    headers = {"content-type": "application/json; charset=utf-8", "authorization": f"Bearer {KEY}"}
+    assert client.post("/v1/recommend", content=body, headers=headers).status_code == 200
+    assert taken[-1] is not None
+    page = client.get("/metrics").text
+    assert 'onerec_responses_total{route="/v1/recommend",status="401"} 2.0' in page
