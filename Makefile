@@ -2,7 +2,7 @@
 #   PYTHON       interpreter that makes the environment (3.11 to 3.13)
 #   TORCH_INDEX  package index for torch alone, where the default one would bring another build than you want
 #   EXTRAS       groups of pyproject.toml installed beside the core
-#   SET          benchmark table of `make results`: a name under $$ONEREC_DATA or a folder
+#   SET          benchmark tables of `make results`: names under $$ONEREC_DATA or folders
 #   SEEDS        further seeds of `make results` beside 0
 #   BUNDLE       folder that `make serve` serves
 PYTHON ?= python3
@@ -15,11 +15,10 @@ BUNDLE ?= runs/demo/bundle
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
-RUN := $(notdir $(SET:/=))
 INSTALLED := .venv/.installed-$(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo demo-smoke align results serve clean
+.PHONY: help install test lint demo demo-smoke align results record serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -54,12 +53,16 @@ demo-smoke: $(INSTALLED) ## the same path in its smallest form, in runs/smoke
 align: $(INSTALLED) ## tune the demo's model with rewards, in runs/demo/align
 	$(BIN)/python train.py --config configs/demo.yaml --stage align
 
-results: $(INSTALLED) ## train and evaluate the recipe on one table (SET=NAME_OR_FOLDER) and keep its metrics in results/
-	$(BIN)/python train.py --config configs/recipe.yaml --set data.path=$(SET) --set name=$(RUN)
-	for seed in $(SEEDS); do $(BIN)/python train.py --config configs/recipe.yaml \
-		--set data.path=$(SET) --set name=$(RUN)-$$seed --set seed=$$seed || exit; done
-	$(BIN)/python -m onerec.evaluation runs/$(RUN) $(SEEDS:%=runs/$(RUN)-%) --out results/$(RUN)
-	cp runs/$(RUN)/config.yaml results/$(RUN)/
+results: $(INSTALLED) ## train and evaluate the recipe on tables (SET="NAME_OR_FOLDER …", SEEDS="1 2"), keep and print results/
+	set -e; for set in $(SET); do run=$$(basename $$set); runs=; for seed in 0 $(SEEDS); do \
+		name=$$run; test $$seed = 0 || name=$$run-$$seed; runs="$$runs runs/$$name"; \
+		$(BIN)/python train.py --config configs/recipe.yaml \
+			--set data.path=$$set --set name=$$name --set seed=$$seed; \
+	done; $(BIN)/python -m onerec.evaluation $$runs --out results/$$run; cp runs/$$run/config.yaml results/$$run/; done
+	$(BIN)/python -m onerec.evaluation.record results
+
+record: $(INSTALLED) ## print what results/ holds, published figures beside ours
+	$(BIN)/python -m onerec.evaluation.record results
 
 serve: $(INSTALLED) ## answer requests from the demo's bundle (BUNDLE=runs/NAME/bundle for another)
 	$(BIN)/python serve.py --bundle $(BUNDLE)

@@ -3,8 +3,8 @@
 Stages (`--stage`): data, tokenizer, pretrain, evaluate, bundle, report; the default runs all of them and keeps what is
 finished. `--stage reward` trains a reward model on the feedback of the run's events, `--stage align` tunes the
 pre-trained model with rewards, `--stage stream` trains on the log day by day, each evaluated before it is trained on,
-`--stage scaling` trains a ladder of sizes and fits a scaling law (the sections of these names). Stop it at any moment:
-the same command goes on.
+`--stage scaling` trains a ladder of sizes and fits a scaling law or, with `scaling.recipe`, trains the run's own recipe
+wider and on parts of its data (the sections of these names). Stop it at any moment: the same command goes on.
 """
 
 import argparse

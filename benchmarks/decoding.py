@@ -1,4 +1,4 @@
-"""Speed against transformers' generate: `python -m benchmarks.decoding [--quick] [--beams N] [--json PATH]`.
+"""Speed against transformers' generate: `python -m benchmarks.decoding [--quick] [--compile] [--beams N] [--json PATH]`
 
 Both decode the same random histories of 20 items over the same catalogue (three levels of 256 codes and a suffix), in
 layers of TIGER's shape: 4 + 4 layers, width 128, 6 heads of 64, feed-forward 1024. Weights are random: time does not
@@ -83,9 +83,10 @@ class ClockedModel:
 class Onerec:
     """Our side of the comparison."""
 
-    def __init__(self, table: SemanticIdTable, precision: Precision) -> None:
+    def __init__(self, table: SemanticIdTable, precision: Precision, compiled: bool) -> None:
         torch.manual_seed(0)
         self.model = build_model(ONEREC_SHAPE, table).eval().for_decoding(precision)
+        self.model.decoder.compiled = compiled
         self._prefix_vectors = self._pool_prefix_vectors()  # once a model, as `Recommender` does
         self.trie = Trie.from_table(table.codes_NL, table.codes_per_level)
 
@@ -175,6 +176,7 @@ def measure_width(onerec: Onerec, unique: Onerec, generate: Generate, num_beams:
         "ratio_vs_generate": best_s["generate"] / best_s["onerec"],
         "unique_ids_ratio_vs_generate_constrained": best_s["generate_constrained"] / best_s["unique_ids"],
         "cpu_ratio_vs_generate_constrained": best_cpu_s["generate_constrained"] / best_cpu_s["onerec"],
+        "unique_ids_cpu_ratio_vs_generate_constrained": best_cpu_s["generate_constrained"] / best_cpu_s["unique_ids"],
         "cpu_ratio_vs_generate": best_cpu_s["generate"] / best_cpu_s["onerec"],
         "achieved_gflops": onerec.request_flops(num_beams) * num_requests / best_s["onerec"] / 1e9,
         "search_share": min(onerec.search_share(histories_BS, num_beams) for _ in range(sizes.num_turns)),
@@ -201,20 +203,20 @@ def invalid_rate(items_BW: Tensor, num_items: int) -> float:
     return 1 - num_valid / items_BW.numel()
 
 
-def measure(sizes: Sizes, widths: Sequence[int]) -> dict[str, Any]:
+def measure(sizes: Sizes, widths: Sequence[int], compiled: bool) -> dict[str, Any]:
     """All widths in every precision that the hardware multiplies."""
     torch.set_flush_denormal(True)
     table = make_table()
     precisions: set[Precision] = {"float32", choose_precision("auto")}
-    return {precision: measure_precision(table, sizes, widths, precision) for precision in sorted(precisions)}
+    return {precision: measure_precision(table, sizes, widths, precision, compiled) for precision in sorted(precisions)}
 
 
 def measure_precision(
-    table: SemanticIdTable, sizes: Sizes, widths: Sequence[int], precision: Precision
+    table: SemanticIdTable, sizes: Sizes, widths: Sequence[int], precision: Precision, compiled: bool
 ) -> dict[str, Any]:
     """All widths; the machine's rate is the best of what was seen before and after."""
-    onerec, generate = Onerec(table, precision), Generate(table, precision)
-    unique = Onerec(make_unique_table(), precision)
+    onerec, generate = Onerec(table, precision, compiled), Generate(table, precision)
+    unique = Onerec(make_unique_table(), precision, compiled)
     dtype = getattr(torch, precision)
     peaks_gflops = [measure_matmul_gflops(dtype=dtype)]
     rows = {}
@@ -236,11 +238,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--quick", action="store_true", help="smaller batches, one turn of generate: under a minute")
     parser.add_argument("--beams", type=int, nargs="+", default=WIDTHS, help="beam widths to measure (default: all)")
+    parser.add_argument("--compile", action="store_true", help="our decoder's steps as compiled programs: minutes more")
     arguments = parser.parse_args(argv)
     keep_freed_memory()
     sizes = QUICK if arguments.quick else FULL
     settings = {"sizes": vars(sizes), "items": NUM_ITEMS, "threads": torch.get_num_threads()}
-    publish(measure(sizes, arguments.beams) | settings, arguments.json)
+    figures = measure(sizes, arguments.beams, arguments.compile)
+    publish(figures | settings | {"compiled": arguments.compile}, arguments.json)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def attend_jagged(
         form: weights are softmax(scores), or silu(scores) / number seen; scores are scale * q k + biases.
         place_bias_P: added by how many places lie between key and query; the last also stands for all beyond.
         interval_bias_I: added by the time between them, see `interval_buckets`; needs `times_T`.
-        times_T: float64 seconds, NaN where not known.
+        times_T: float64 seconds, NaN where not known; infinite where there is none to know, which adds nothing.
         backend: on CUDA a Triton kernel, or flash-attn for softmax without biases; a named one that cannot run is an
             error.
 
@@ -65,10 +65,11 @@ def attend_jagged(
 
 
 def interval_buckets(seconds: Tensor, num_intervals: int) -> Tensor:
-    """Buckets of times between events: 0 where NaN, from 1 on by the logarithm of the seconds."""
+    """Buckets of times between events: from 1 on by the logarithm of the seconds, 0 where these are no number."""
     seconds = seconds.abs().float()
-    steps = (seconds.nan_to_num(nan=1.0).clamp(min=1.0).log() * (1 / LOG_STEP)).long()
-    return torch.where(seconds.isnan(), 0, 1 + steps.clamp(max=num_intervals - 2))
+    known = seconds.isfinite()
+    steps = (torch.where(known, seconds, 1.0).clamp(min=1.0).log() * (1 / LOG_STEP)).long()
+    return torch.where(known, 1 + steps.clamp(max=num_intervals - 2), 0)
 
 
 def _by_torch(
@@ -97,7 +98,9 @@ def _by_torch(
     if interval_bias_I is not None and times_T is not None:
         times_BS = times_T[rows_BS]
         buckets_BSS = interval_buckets(times_BS[:, :, None] - times_BS[:, None], len(interval_bias_I))
-        scores_BHSS = scores_BHSS + interval_bias_I[buckets_BSS][:, None]
+        timed_BS = ~times_BS.isinf()
+        bias_BSS = interval_bias_I[buckets_BSS] * (timed_BS[:, :, None] & timed_BS[:, None])
+        scores_BHSS = scores_BHSS + bias_BSS[:, None]
     if form == "softmax":
         weights_BHSS = scores_BHSS.masked_fill(~visible_SS, float("-inf")).softmax(dim=-1)
     else:

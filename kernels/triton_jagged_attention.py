@@ -110,8 +110,39 @@ class _Launch:
 
 
 @triton.jit
-def _add_bias(
-    scores: tl.tensor,
+def _span(offsets: tl.tensor, num_heads: tl.tensor) -> tl.tuple:
+    """Of the program's sequence: where it begins among all positions, how many it has; and the program's head."""
+    sequence, head = tl.program_id(1) // num_heads, tl.program_id(1) % num_heads
+    first = tl.load(offsets + sequence).to(tl.int64)
+    return first, (tl.load(offsets + sequence + 1) - first).to(tl.int32), head
+
+
+@triton.jit
+def _rows(
+    at: tl.tensor,
+    first: tl.tensor,
+    length: tl.tensor,
+    head: tl.tensor,
+    num_heads: tl.tensor,
+    WIDTH: tl.constexpr,
+    TILE_D: tl.constexpr,
+) -> tl.tuple:
+    """Where the vectors of a tile's positions stand, and which numbers of them there are."""
+    at_d = tl.arange(0, TILE_D)
+    rows = ((first + at)[:, None] * num_heads + head) * WIDTH + at_d[None, :]
+    return rows, (at < length)[:, None] & (at_d < WIDTH)[None, :]
+
+
+@triton.jit
+def _load(tensor: tl.tensor, rows: tl.tensor, inside: tl.tensor, DOT: tl.constexpr) -> tl.tensor:
+    """Vectors as they are multiplied, 0 where there are none."""
+    return tl.load(tensor + rows, mask=inside, other=0.0).to(tl.float32).to(DOT)
+
+
+@triton.jit
+def _scores(
+    left: tl.tensor,
+    right: tl.tensor,
     at_i: tl.tensor,
     at_j: tl.tensor,
     seen: tl.tensor,
@@ -121,14 +152,17 @@ def _add_bias(
     times: tl.tensor,
     num_places: tl.tensor,
     num_intervals: tl.tensor,
+    scale: tl.tensor,
     per_log: tl.tensor,
     PLACED: tl.constexpr,
     TIMED: tl.constexpr,
 ) -> tl.tuple:
-    """Scores of a tile with its biases, and the distances and intervals that these were looked up by.
+    """Scores of a tile with its biases, and the distances and intervals that these were looked up by, -1 for none.
 
-    `at_i` and `at_j` are queries and keys within the sequence, either way up; `first` is the sequence's position.
+    `at_i` and `at_j` are queries and keys within the sequence, `left` and `right` their vectors, either way round;
+    `first` is the sequence's position.
     """
+    scores = tl.dot(left, tl.trans(right), input_precision="ieee") * scale
     distances = tl.where(seen, tl.minimum(at_i - at_j, num_places - 1), 0)
     buckets = distances * 0
     if PLACED:
@@ -137,11 +171,33 @@ def _add_bias(
         times_i = tl.load(times + first + at_i, mask=seen, other=0.0)
         times_j = tl.load(times + first + at_j, mask=seen, other=0.0)
         seconds = tl.abs(times_i - times_j).to(tl.float32)
-        known = seconds == seconds
+        timed = (tl.abs(times_i) != float("inf")) & (tl.abs(times_j) != float("inf"))
+        known = timed & (seconds == seconds)
         steps = tl.log(tl.maximum(tl.where(known, seconds, 1.0), 1.0)) * per_log
-        buckets = tl.where(known, 1 + tl.minimum(steps.to(tl.int32), num_intervals - 2), 0)
-        scores += tl.load(intervals + buckets, mask=seen, other=0.0).to(tl.float32)
+        buckets = tl.where(known, 1 + tl.minimum(steps.to(tl.int32), num_intervals - 2), tl.where(timed, 0, -1))
+        scores += tl.load(intervals + buckets, mask=seen & timed, other=0.0).to(tl.float32)
     return scores, distances, buckets
+
+
+@triton.jit
+def _slopes(
+    scores: tl.tensor,
+    of_weights: tl.tensor,
+    seen: tl.tensor,
+    totals: tl.tensor,
+    deltas: tl.tensor,
+    num_seen: tl.tensor,
+    SOFTMAX: tl.constexpr,
+) -> tl.tuple:
+    """Weights of a tile, and its scores' derivatives from those of the weights; totals, deltas and counts by query."""
+    if SOFTMAX:
+        weights = tl.exp(scores - totals)
+        slopes = weights * (of_weights - deltas)
+    else:
+        gates = tl.sigmoid(scores)
+        weights = scores * gates / num_seen
+        slopes = of_weights * gates * (1 + scores * (1 - gates)) / num_seen
+    return tl.where(seen, weights, 0.0), tl.where(seen, slopes, 0.0)
 
 
 @triton.jit
@@ -169,30 +225,24 @@ def _attend(
     DOT: tl.constexpr,
 ) -> None:
     """A tile of queries of one sequence and head: mixed values and, for softmax, the log of the summed exponentials."""
-    sequence, head = tl.program_id(1) // num_heads, tl.program_id(1) % num_heads
-    first = tl.load(offsets + sequence).to(tl.int64)
-    length = (tl.load(offsets + sequence + 1) - first).to(tl.int32)
+    first, length, head = _span(offsets, num_heads)
     begin = tl.program_id(0) * TILE
     if begin < length:
-        at_q, at_d = begin + tl.arange(0, TILE), tl.arange(0, TILE_D)
-        is_q, is_d = at_q < length, at_d < WIDTH
-        row_Qd = ((first + at_q)[:, None] * num_heads + head) * WIDTH + at_d[None, :]
-        inside_Qd = is_q[:, None] & is_d[None, :]
-        queries_Qd = tl.load(queries + row_Qd, mask=inside_Qd, other=0.0).to(tl.float32).to(DOT)
+        at_q = begin + tl.arange(0, TILE)
+        is_q = at_q < length
+        row_Qd, inside_Qd = _rows(at_q, first, length, head, num_heads, WIDTH, TILE_D)
+        queries_Qd = _load(queries, row_Qd, inside_Qd, DOT)
         mixed_Qd = tl.zeros([TILE, TILE_D], tl.float32)
         peak_Q = tl.full([TILE], float("-inf"), tl.float32)
         mass_Q = tl.zeros([TILE], tl.float32)
         for start in range(0, tl.minimum(begin + TILE, length), TILE):
             at_s = start + tl.arange(0, TILE)
-            row_Sd = ((first + at_s)[:, None] * num_heads + head) * WIDTH + at_d[None, :]
-            inside_Sd = (at_s < length)[:, None] & is_d[None, :]
-            keys_Sd = tl.load(keys + row_Sd, mask=inside_Sd, other=0.0).to(tl.float32).to(DOT)
-            values_Sd = tl.load(values + row_Sd, mask=inside_Sd, other=0.0).to(tl.float32).to(DOT)
+            row_Sd, inside_Sd = _rows(at_s, first, length, head, num_heads, WIDTH, TILE_D)
+            keys_Sd, values_Sd = _load(keys, row_Sd, inside_Sd, DOT), _load(values, row_Sd, inside_Sd, DOT)
             seen_QS = (at_q[:, None] >= at_s[None, :]) & is_q[:, None]
-            scores_QS = tl.dot(queries_Qd, tl.trans(keys_Sd), input_precision="ieee") * scale
-            scores_QS, _, _ = _add_bias(
-                scores_QS, at_q[:, None], at_s[None, :], seen_QS, first, places, intervals, times,
-                num_places, num_intervals, per_log, PLACED, TIMED,
+            scores_QS, _, _ = _scores(
+                queries_Qd, keys_Sd, at_q[:, None], at_s[None, :], seen_QS, first, places, intervals, times,
+                num_places, num_intervals, scale, per_log, PLACED, TIMED,
             )  # fmt: skip
             if SOFTMAX:
                 scores_QS = tl.where(seen_QS, scores_QS, float("-inf"))
@@ -244,45 +294,36 @@ def _differentiate_queries(
     DOT: tl.constexpr,
 ) -> None:
     """Derivatives of a tile of queries, and what the tile adds to those of the biases."""
-    sequence, head = tl.program_id(1) // num_heads, tl.program_id(1) % num_heads
-    first = tl.load(offsets + sequence).to(tl.int64)
-    length = (tl.load(offsets + sequence + 1) - first).to(tl.int32)
+    first, length, head = _span(offsets, num_heads)
     begin = tl.program_id(0) * TILE
     if begin < length:
         copy = (tl.program_id(0) + tl.program_id(1)) % NUM_COPIES
-        at_q, at_d = begin + tl.arange(0, TILE), tl.arange(0, TILE_D)
-        is_q, is_d = at_q < length, at_d < WIDTH
-        row_Qd = ((first + at_q)[:, None] * num_heads + head) * WIDTH + at_d[None, :]
-        inside_Qd = is_q[:, None] & is_d[None, :]
-        queries_Qd = tl.load(queries + row_Qd, mask=inside_Qd, other=0.0).to(tl.float32).to(DOT)
-        gradient_Qd = tl.load(gradient + row_Qd, mask=inside_Qd, other=0.0).to(tl.float32).to(DOT)
-        total_Q = tl.load(totals + (first + at_q) * num_heads + head, mask=is_q, other=0.0)
-        delta_Q = tl.load(deltas + (first + at_q) * num_heads + head, mask=is_q, other=0.0)
+        at_q = begin + tl.arange(0, TILE)
+        is_q, figures_Q = at_q < length, (first + at_q) * num_heads + head
+        row_Qd, inside_Qd = _rows(at_q, first, length, head, num_heads, WIDTH, TILE_D)
+        queries_Qd, gradient_Qd = _load(queries, row_Qd, inside_Qd, DOT), _load(gradient, row_Qd, inside_Qd, DOT)
+        total_Q = tl.load(totals + figures_Q, mask=is_q, other=0.0)
+        delta_Q = tl.load(deltas + figures_Q, mask=is_q, other=0.0)
         of_queries_Qd = tl.zeros([TILE, TILE_D], tl.float32)
         for start in range(0, tl.minimum(begin + TILE, length), TILE):
             at_s = start + tl.arange(0, TILE)
-            row_Sd = ((first + at_s)[:, None] * num_heads + head) * WIDTH + at_d[None, :]
-            inside_Sd = (at_s < length)[:, None] & is_d[None, :]
-            keys_Sd = tl.load(keys + row_Sd, mask=inside_Sd, other=0.0).to(tl.float32).to(DOT)
-            values_Sd = tl.load(values + row_Sd, mask=inside_Sd, other=0.0).to(tl.float32).to(DOT)
+            row_Sd, inside_Sd = _rows(at_s, first, length, head, num_heads, WIDTH, TILE_D)
+            keys_Sd, values_Sd = _load(keys, row_Sd, inside_Sd, DOT), _load(values, row_Sd, inside_Sd, DOT)
             seen_QS = (at_q[:, None] >= at_s[None, :]) & is_q[:, None]
-            scores_QS = tl.dot(queries_Qd, tl.trans(keys_Sd), input_precision="ieee") * scale
-            scores_QS, distances_QS, buckets_QS = _add_bias(
-                scores_QS, at_q[:, None], at_s[None, :], seen_QS, first, places, intervals, times,
-                num_places, num_intervals, per_log, PLACED, TIMED,
+            scores_QS, distances_QS, buckets_QS = _scores(
+                queries_Qd, keys_Sd, at_q[:, None], at_s[None, :], seen_QS, first, places, intervals, times,
+                num_places, num_intervals, scale, per_log, PLACED, TIMED,
             )  # fmt: skip
             of_weights_QS = tl.dot(gradient_Qd, tl.trans(values_Sd), input_precision="ieee")
-            if SOFTMAX:
-                slopes_QS = tl.exp(scores_QS - total_Q[:, None]) * (of_weights_QS - delta_Q[:, None])
-            else:
-                gates_QS = tl.sigmoid(scores_QS)
-                slopes_QS = of_weights_QS * gates_QS * (1 + scores_QS * (1 - gates_QS)) / (at_q + 1)[:, None]
-            slopes_QS = tl.where(seen_QS, slopes_QS, 0.0)
+            _, slopes_QS = _slopes(
+                scores_QS, of_weights_QS, seen_QS, total_Q[:, None], delta_Q[:, None], (at_q + 1)[:, None], SOFTMAX
+            )
             of_queries_Qd += tl.dot(slopes_QS.to(DOT), keys_Sd, input_precision="ieee")
             if PLACED:
                 tl.atomic_add(of_places + copy * num_places + distances_QS, slopes_QS, mask=seen_QS)
             if TIMED:
-                tl.atomic_add(of_intervals + copy * num_intervals + buckets_QS, slopes_QS, mask=seen_QS)
+                timed_QS = seen_QS & (buckets_QS >= 0)
+                tl.atomic_add(of_intervals + copy * num_intervals + buckets_QS, slopes_QS, mask=timed_QS)
         of_queries_Qd = of_queries_Qd * scale
         tl.store(of_queries + row_Qd, of_queries_Qd.to(of_queries.dtype.element_ty), mask=inside_Qd)
 
@@ -315,44 +356,30 @@ def _differentiate_keys(
     DOT: tl.constexpr,
 ) -> None:
     """Derivatives of a tile of keys and of their values, from all queries that see them."""
-    sequence, head = tl.program_id(1) // num_heads, tl.program_id(1) % num_heads
-    first = tl.load(offsets + sequence).to(tl.int64)
-    length = (tl.load(offsets + sequence + 1) - first).to(tl.int32)
+    first, length, head = _span(offsets, num_heads)
     begin = tl.program_id(0) * TILE
     if begin < length:
-        at_s, at_d = begin + tl.arange(0, TILE), tl.arange(0, TILE_D)
-        is_s, is_d = at_s < length, at_d < WIDTH
-        row_Sd = ((first + at_s)[:, None] * num_heads + head) * WIDTH + at_d[None, :]
-        inside_Sd = is_s[:, None] & is_d[None, :]
-        keys_Sd = tl.load(keys + row_Sd, mask=inside_Sd, other=0.0).to(tl.float32).to(DOT)
-        values_Sd = tl.load(values + row_Sd, mask=inside_Sd, other=0.0).to(tl.float32).to(DOT)
+        at_s = begin + tl.arange(0, TILE)
+        row_Sd, inside_Sd = _rows(at_s, first, length, head, num_heads, WIDTH, TILE_D)
+        keys_Sd, values_Sd = _load(keys, row_Sd, inside_Sd, DOT), _load(values, row_Sd, inside_Sd, DOT)
         of_keys_Sd = tl.zeros([TILE, TILE_D], tl.float32)
         of_values_Sd = tl.zeros([TILE, TILE_D], tl.float32)
         for start in range(begin, length, TILE):
             at_q = start + tl.arange(0, TILE)
-            is_q = at_q < length
-            row_Qd = ((first + at_q)[:, None] * num_heads + head) * WIDTH + at_d[None, :]
-            inside_Qd = is_q[:, None] & is_d[None, :]
-            queries_Qd = tl.load(queries + row_Qd, mask=inside_Qd, other=0.0).to(tl.float32).to(DOT)
-            gradient_Qd = tl.load(gradient + row_Qd, mask=inside_Qd, other=0.0).to(tl.float32).to(DOT)
-            total_Q = tl.load(totals + (first + at_q) * num_heads + head, mask=is_q, other=0.0)
-            delta_Q = tl.load(deltas + (first + at_q) * num_heads + head, mask=is_q, other=0.0)
+            is_q, figures_Q = at_q < length, (first + at_q) * num_heads + head
+            row_Qd, inside_Qd = _rows(at_q, first, length, head, num_heads, WIDTH, TILE_D)
+            queries_Qd, gradient_Qd = _load(queries, row_Qd, inside_Qd, DOT), _load(gradient, row_Qd, inside_Qd, DOT)
+            total_Q = tl.load(totals + figures_Q, mask=is_q, other=0.0)
+            delta_Q = tl.load(deltas + figures_Q, mask=is_q, other=0.0)
             seen_SQ = (at_q[None, :] >= at_s[:, None]) & is_q[None, :]
-            scores_SQ = tl.dot(keys_Sd, tl.trans(queries_Qd), input_precision="ieee") * scale
-            scores_SQ, _, _ = _add_bias(
-                scores_SQ, at_q[None, :], at_s[:, None], seen_SQ, first, places, intervals, times,
-                num_places, num_intervals, per_log, PLACED, TIMED,
+            scores_SQ, _, _ = _scores(
+                keys_Sd, queries_Qd, at_q[None, :], at_s[:, None], seen_SQ, first, places, intervals, times,
+                num_places, num_intervals, scale, per_log, PLACED, TIMED,
             )  # fmt: skip
             of_weights_SQ = tl.dot(values_Sd, tl.trans(gradient_Qd), input_precision="ieee")
-            if SOFTMAX:
-                weights_SQ = tl.exp(scores_SQ - total_Q[None, :])
-                slopes_SQ = weights_SQ * (of_weights_SQ - delta_Q[None, :])
-            else:
-                gates_SQ = tl.sigmoid(scores_SQ)
-                weights_SQ = scores_SQ * gates_SQ / (at_q + 1)[None, :]
-                slopes_SQ = of_weights_SQ * gates_SQ * (1 + scores_SQ * (1 - gates_SQ)) / (at_q + 1)[None, :]
-            weights_SQ = tl.where(seen_SQ, weights_SQ, 0.0)
-            slopes_SQ = tl.where(seen_SQ, slopes_SQ, 0.0)
+            weights_SQ, slopes_SQ = _slopes(
+                scores_SQ, of_weights_SQ, seen_SQ, total_Q[None, :], delta_Q[None, :], (at_q + 1)[None, :], SOFTMAX
+            )
             of_values_Sd += tl.dot(weights_SQ.to(DOT), gradient_Qd, input_precision="ieee")
             of_keys_Sd += tl.dot(slopes_SQ.to(DOT), queries_Qd, input_precision="ieee")
         tl.store(of_keys + row_Sd, (of_keys_Sd * scale).to(of_keys.dtype.element_ty), mask=inside_Sd)

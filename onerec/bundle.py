@@ -5,6 +5,7 @@ table/                          the ID table
 items.parquet                   the catalogue's ids, texts and categories
 tokenizer/                      by option: frozen codebooks and fusion, which place items that join later
 reward/                         by option: a reward model that selects among the beams
+trained_items.npy               by option: which items are not new, to keep places of a list for those that are
 README.md                       the model card
 manifest.json                   hashes of every file and of what the bundle was made from
 """
@@ -20,6 +21,7 @@ from transformers import AutoConfig, AutoModel
 from onerec.config import RunConfig
 from onerec.data.prepared import PreparedData
 from onerec.data.titles import item_titles
+from onerec.decoding.new_items import NewItemSlots
 from onerec.decoding.recommender import OneRecRecommender
 from onerec.decoding.selection import Selector
 from onerec.decoding.trie import Trie
@@ -28,6 +30,7 @@ from onerec.evaluation.results import Results
 from onerec.evaluation.tables import main_metric
 from onerec.model.configuration import OneRecConfig
 from onerec.model.onerec import OneRec
+from onerec.model.preference.artefact import KIND as REWARD_KIND
 from onerec.model.preference.artefact import load_reward_model
 from tokenizer.artifacts import (
     Manifest,
@@ -50,7 +53,7 @@ class Bundle:
     """A loaded bundle: the model, its ID table and the catalogue, checked to belong together.
 
     `assigner` places new items; None in a bundle that was written without its tokenizer. `selector` puts beams in order
-    by a reward model; None in one without.
+    by a reward model; None in one without. `new_items` keeps places of a list for new ones; None where none are kept.
     """
 
     model: OneRec
@@ -59,6 +62,7 @@ class Bundle:
     manifest: Manifest
     assigner: Assigner | None = None
     selector: Selector | None = None
+    new_items: NewItemSlots | None = None
 
     @classmethod
     def load(cls, folder: Path) -> "Bundle":
@@ -82,7 +86,8 @@ class Bundle:
         assigner = Assigner.load(folder / _TOKENIZER, table) if has_tokenizer else None
         has_reward = any(name.startswith(f"{_REWARD}/") for name in manifest.files)
         selector = Selector.load(folder / _REWARD, table) if has_reward else None
-        return cls(model.eval(), table, items, manifest, assigner, selector)
+        new_items = NewItemSlots.load(int(manifest.details.get("new_item_slots", 0)), folder)
+        return cls(model.eval(), table, items, manifest, assigner, selector, new_items)
 
     @property
     def titles(self) -> list[str]:
@@ -94,7 +99,14 @@ class Bundle:
         beams = num_beams or int(self.manifest.details["num_beams"])
         details = self.manifest.details
         rescoring = float(details.get("rescoring", 0.0))
-        return OneRecRecommender(self.model, build_trie(self.table), beams, details["precision"], rescoring=rescoring)
+        return OneRecRecommender(
+            self.model,
+            build_trie(self.table),
+            beams,
+            details["precision"],
+            rescoring=rescoring,
+            new_items=self.new_items,
+        )
 
 
 def build_trie(table: SemanticIdTable) -> Trie:
@@ -147,12 +159,17 @@ def write_bundle(
         if reward is not None:
             load_reward_model(reward, table)  # checks that it is one, and of this catalogue
             shutil.copytree(reward, temporary / _REWARD)
+            inputs = {**inputs, "reward": read_manifest(reward, REWARD_KIND).content_hash}
+        counts_N = data.histories.training().item_counts(data.num_items)
+        if (new_items := NewItemSlots.of(config.decoding.new_item_slots, counts_N)) is not None:
+            new_items.save(temporary)
         (temporary / "README.md").write_text(_model_card(model, table, data, results, config), encoding="utf-8")
         details = {
             "run": config.name,
             "num_beams": config.decoding.num_beams,
             "precision": config.decoding.precision,
             "rescoring": config.decoding.rescoring,
+            "new_item_slots": config.decoding.new_item_slots,
             "text_columns": list(data.schema.text_columns),
         }
         write_manifest(temporary, KIND, {**inputs, "table": table.content_hash}, hash_settings(config), details)

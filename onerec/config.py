@@ -27,6 +27,9 @@ class DecodingSettings(Settings):
     rescoring: float = Field(
         0.0, ge=0, description="weight of the item head's opinion of the items found, beside the beam's; 0: beam alone"
     )
+    new_item_slots: int = Field(
+        0, ge=0, description="items of each list, at least, that no training event holds, as far as there are; 0: any"
+    )
 
 
 class BaselineSettings(Settings):
@@ -73,6 +76,17 @@ class RunConfig(Settings):
             raise ValueError(
                 f"training.targets, training.teacher: found beside model.session_items {items}, whose targets are the "
                 "lists of data.sessions; leave them out, or set session_items to 0"
+            )
+        if items and self.decoding.rescoring:
+            raise ValueError(
+                f"decoding.rescoring: found {self.decoding.rescoring} beside model.session_items {items}, whose lists "
+                "are ranked whole, expected 0; the item head has an opinion of single items alone. Set one of the two "
+                "to 0"
+            )
+        if items and self.decoding.new_item_slots:
+            raise ValueError(
+                f"decoding.new_item_slots: found {self.decoding.new_item_slots} beside model.session_items {items}, "
+                "whose lists are decoded whole, expected 0. Set one of the two to 0"
             )
         if sessions is not None and not items:
             raise ValueError(

@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
@@ -35,6 +34,7 @@ from onerec.data.sessions import check_sessions
 from onerec.data.settings import SessionSettings
 from onerec.data.targets import check_targets
 from onerec.data.titles import item_titles
+from onerec.decoding.new_items import NewItemSlots
 from onerec.decoding.recommender import OneRecRecommender
 from onerec.decoding.sessions import ListRecommender
 from onerec.errors import OneRecError
@@ -62,7 +62,7 @@ from tokenizer.artifacts import (
     read_manifest,
     require_same_hash,
 )
-from tokenizer.fit import fit_tokenizer, load_pieces
+from tokenizer.fit import fit_tokenizer, load_item_vectors, load_pieces
 from tokenizer.sequences import Sequences
 from tokenizer.settings import dump_yaml
 from tokenizer.table import SemanticIdTable
@@ -80,7 +80,7 @@ _SOURCES = {
     _LISTS: ("data", "pretrain"),
     f"evaluations/{_BEAM_ALONE}": ("data", "pretrain"),
     "evaluations/tiger": ("data", "table"),
-    "bundle": ("data", "tokenizer", "table", "pretrain"),
+    "bundle": ("data", "tokenizer", "table", "pretrain", "reward"),
 }
 _SeededSettings = TypeVar("_SeededSettings", SasRecSettings, TigerSettings)
 
@@ -213,6 +213,7 @@ class Pipeline:
             pieces=load_pieces(self.folder / "tokenizer", self.table),
             pathways=self.fit_pathways(),
             sessions=self.config.data.sessions,
+            item_vectors_NV=load_item_vectors(self.folder / "tokenizer"),
         )
 
     def evaluate(self) -> None:
@@ -226,13 +227,22 @@ class Pipeline:
             self._evaluate_once(name, fit)
 
     def write_bundle(self) -> None:
-        """Put together all that serving needs."""
-        if self._is_finished("bundle", BUNDLE_KIND):
+        """Put together all that serving needs; one from before the run's reward model is written again with it."""
+        if not self._bundle_lacks_reward() and self._is_finished("bundle", BUNDLE_KIND):
             return
         pretrained = read_manifest(self.folder / "pretrain", PRETRAIN_KIND)
         inputs = {"data": self.data.manifest.content_hash, "pretrain": pretrained.content_hash}
         parts = (self.model, self.table, self.data, self.results(), self.config)
         write_bundle(self.folder / "bundle", *parts, inputs, self.folder / "tokenizer", self.reward)
+
+    def _bundle_lacks_reward(self) -> bool:
+        folder = self.folder / "bundle"
+        if self.reward is None or not (folder / MANIFEST_NAME).is_file():
+            return False
+        lacks_it = "reward" not in read_manifest(folder, BUNDLE_KIND, verify_files=False).inputs
+        if lacks_it:
+            self.console.print("bundle: found it without the reward model that was trained since, written again")
+        return lacks_it
 
     def write_report(self) -> None:
         """Write metrics.json and the page, and print the results table."""
@@ -359,14 +369,16 @@ class Pipeline:
             source = EventSource(self.data.histories, user_profiles(self.data.users, pathways.spec))
         trie = build_trie(self.table)
         kind = ListRecommender if model.config.session_items else OneRecRecommender
-        return kind(model, trie, num_beams, decoding.precision, source, rescoring)
+        counts_N = self.data.histories.training().item_counts(self.data.num_items)
+        new_items = NewItemSlots.of(decoding.new_item_slots, counts_N)
+        return kind(model, trie, num_beams, decoding.precision, source, rescoring, new_items)
 
     def fit_pathways(self) -> FittedPathways | None:
         """Features of the model's pathways; None without any."""
         settings = self.config.model.pathways
         if settings is None:
             return None
-        vectors_NV = np.load(self.folder / "tokenizer" / "vectors.npy", mmap_mode="r") if settings.lifelong else None
+        vectors_NV = load_item_vectors(self.folder / "tokenizer") if settings.lifelong else None
         return fit_pathways(settings, self.data, vectors_NV)
 
     def _pretraining_minutes(self) -> float:
@@ -408,7 +420,8 @@ class Pipeline:
 
     def _inputs(self, name: str) -> dict[str, str]:
         """Content hashes, as the run's artefacts are now, of what the one in this folder is made from."""
-        return {source: self._content_hash(source) for source in _SOURCES.get(name, ("data",))}
+        sources = _SOURCES.get(name, ("data",))
+        return {source: self._content_hash(source) for source in sources if source != "reward" or self.reward}
 
     def _content_hash(self, source: str) -> str:
         if source == "table":

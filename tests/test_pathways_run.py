@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import train
 from onerec.bundle import Bundle
 from onerec.config import RunConfig
 from onerec.data.features import user_profiles
@@ -18,23 +17,14 @@ from onerec.pipeline import Pipeline
 from onerec.serving.engine import Engine
 from onerec.serving.limits import Limits
 from onerec.serving.schema import RecommendRequest
+from tests.tiny_run import run_stage, write_config
 from tokenizer.settings import load_settings
 
-CONFIG = """
+CHANGES = """
 name: paths
 data:
-  source: world
-  world: {num_users: 60, num_items: 100, num_events: 1200}
-tokenizer:
-  text: {weight: 0}
-  collaborative: {width: 16}
-  quantizer: {codes_per_level: [8, 8], iterations: 5}
+  world: {num_events: 1200}
 model:
-  d_model: 16
-  num_heads: 2
-  d_ff: 32
-  num_context_layers: 1
-  num_decoder_layers: 1
   max_history_items: 6
   context_block: hstu
   pathways:
@@ -43,9 +33,6 @@ model:
     short_term: {}
     positive: {column: click, length: 8}
     lifelong: {max_representatives: 4, num_queries: 2}
-training: {epochs: 1, evaluate_every_epochs: 1, max_positions_per_step: 256, warmup_steps: 2, logging_steps: 2}
-decoding: {num_beams: 10}
-evaluation: {ks: [1, 5, 10], bootstrap_samples: 20}
 baselines: {popularity: false, item_knn: null}
 """
 
@@ -53,8 +40,7 @@ baselines: {popularity: false, item_knn: null}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
-    (root / "config.yaml").write_text(CONFIG)
-    assert train.main(["--config", str(root / "config.yaml"), "--runs", str(root)]) == 0
+    assert run_stage(write_config(root, CHANGES), root) == 0
     return root / "paths"
 
 
@@ -96,8 +82,7 @@ def test_the_endpoint_scores_what_is_evaluated(folder: Path) -> None:
 def test_a_feature_that_the_data_lack_ends_the_run_before_training(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--config", str(folder.parent / "config.yaml"), "--runs", str(tmp_path)]
-    assert train.main([*arguments, "--stage", "data", "--set", "model.pathways.positive.column=clik"]) == 1
+    assert run_stage(folder.parent / "tiny.yaml", tmp_path, "model.pathways.positive.column=clik", stage="data") == 1
     printed = " ".join("".join(capsys.readouterr()).split())
     assert "found 'clik'" in printed
     assert "Did you mean 'click'" in printed

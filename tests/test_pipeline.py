@@ -16,7 +16,6 @@ import torch
 import yaml
 from torch import Tensor
 
-import train
 from onerec.bundle import Bundle
 from onerec.config import RunConfig
 from onerec.data.histories import Split
@@ -30,24 +29,14 @@ from onerec.pipeline import STAGES, Pipeline
 from onerec.training import checkpoints
 from onerec.training.checkpoints import publish_checkpoint
 from onerec.world.settings import WorldSettings
+from tests.tiny_run import run_stage, write_config
 from tokenizer.artifacts import read_manifest, write_manifest
 from tokenizer.fit import load_pieces
 from tokenizer.settings import load_settings
 from tokenizer.table import SemanticIdTable
 
-CONFIG = """
-name: tiny
-data:
-  source: world
-  world: {num_users: 60, num_items: 100, num_events: 900}
-tokenizer:
-  text: {weight: 0}
-  collaborative: {width: 16}
-  quantizer: {codes_per_level: [8, 8], iterations: 5}
-model: {d_model: 16, num_heads: 2, d_ff: 32, num_context_layers: 1, num_decoder_layers: 1, max_history_items: 8}
-training: {epochs: 1, evaluate_every_epochs: 1, max_positions_per_step: 256, warmup_steps: 2, logging_steps: 2}
+CHANGES = """
 decoding: {num_beams: 5, rescoring: 0.5}
-evaluation: {ks: [1, 5, 10], bootstrap_samples: 20}
 baselines:
   sasrec: {width: 8, num_blocks: 1, epochs: 1}
   tiger: {num_layers: 1, width: 16, num_heads: 2, head_width: 8, feed_forward_width: 32, num_steps: 3, num_beams: 4}
@@ -61,16 +50,14 @@ EVALUATED = ["onerec", "onerec-beam", "popularity", "item-knn", "sasrec", "tiger
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(CONFIG)
-    return path
+    return write_config(tmp_path_factory.mktemp("config"), CHANGES)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, config: Path) -> Path:
     """The folder of runs that holds one complete run, never changed by a test."""
     runs = tmp_path_factory.mktemp("runs")
-    assert train.main(["--config", str(config), "--runs", str(runs)]) == 0
+    assert run_stage(config, runs) == 0
     return runs
 
 
@@ -79,8 +66,7 @@ def run(config: Path, tmp_path: Path):
     """Call `train.main` on the tiny config in a run folder of the test's own."""
 
     def call(*overrides: str, stage: str = "all", runs: Path = tmp_path) -> int:
-        changes = [part for override in overrides for part in ("--set", override)]
-        return train.main(["--config", str(config), "--runs", str(runs), "--stage", stage, *changes])
+        return run_stage(config, runs, *overrides, stage=stage)
 
     return call
 

@@ -6,39 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import train
 from onerec.bundle import Bundle
 from onerec.config import RunConfig
 from onerec.decoding.sessions import search_lists
 from onerec.errors import ConfigError
 from onerec.pipeline import Pipeline
 from onerec.training.pretraining import training_windows
+from tests.tiny_run import run_stage, write_config
 from tokenizer.settings import load_settings
 
-CONFIG = """
+CHANGES = """
 name: lists
 data:
-  source: world
-  world: {num_users: 60, num_items: 100, num_events: 2400}
+  world: {num_events: 2400}
   split: {kind: global_time}
   sessions:
     {watched: {click: 1}, min_items: 2, seconds_column: watch_seconds, min_seconds: 10, interactions: [like, click]}
-tokenizer:
-  text: {weight: 0}
-  collaborative: {width: 16}
-  quantizer: {codes_per_level: [8, 8], iterations: 5}
-model:
-  d_model: 16
-  num_heads: 2
-  d_ff: 32
-  num_context_layers: 1
-  num_decoder_layers: 1
-  max_history_items: 6
-  session_items: 2
-  pathways: {short_term: {}}
-training: {epochs: 1, evaluate_every_epochs: 1, max_positions_per_step: 256, warmup_steps: 2, logging_steps: 2}
-decoding: {num_beams: 10}
-evaluation: {ks: [1, 5, 10], bootstrap_samples: 20, max_rows: 40}
+model: {max_history_items: 6, session_items: 2, pathways: {short_term: {}}}
+evaluation: {max_rows: 40}
 baselines: {popularity: false, item_knn: null}
 """
 
@@ -46,8 +31,7 @@ baselines: {popularity: false, item_knn: null}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
-    (root / "config.yaml").write_text(CONFIG)
-    assert train.main(["--config", str(root / "config.yaml"), "--runs", str(root)]) == 0
+    assert run_stage(write_config(root, CHANGES), root) == 0
     return root / "lists"
 
 
@@ -79,11 +63,16 @@ def test_lists_without_their_rules_are_refused(folder: Path) -> None:
         training_windows(pipeline.data.histories, pipeline.model, pipeline.fit_pathways())
 
 
+def test_lists_are_not_ordered_by_the_item_head(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"decoding.rescoring: found 0.5 beside model.session_items 2.* expected 0"):
+        load_settings(RunConfig, folder / "config.yaml", ["decoding.rescoring=0.5"])
+
+
 def test_rules_that_the_data_cannot_tell_end_the_run_before_training(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--config", str(folder.parent / "config.yaml"), "--runs", str(tmp_path)]
-    assert train.main([*arguments, "--stage", "data", "--set", "data.sessions.seconds_column=watch_second"]) == 1
+    config = folder.parent / "tiny.yaml"
+    assert run_stage(config, tmp_path, "data.sessions.seconds_column=watch_second", stage="data") == 1
     printed = " ".join("".join(capsys.readouterr()).split())
     assert "found 'watch_second'" in printed
     assert "Did you mean 'watch_seconds'" in printed

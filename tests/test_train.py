@@ -9,6 +9,7 @@ import pytest
 import train
 from onerec.data.prepared import PreparedData
 from onerec.data.sources import recbole_wheel
+from tests.tiny_run import write_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -51,9 +52,9 @@ def test_without_a_fallback_it_is_an_error(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.usefixtures("offline")
 def test_two_processes_fall_back_together(tmp_path: Path) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
-    configs = ["--config", str(CONFIGS / "demo.yaml"), "--fallback", str(CONFIGS / "smoke.yaml")]
+    configs = ["--config", str(CONFIGS / "demo.yaml"), "--fallback", str(write_config(tmp_path))]
     command = [sys.executable, *launch, *configs, "--runs", str(tmp_path)]
     run = subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert run.stderr.count("smoke.yaml in its place") == 2
-    assert (tmp_path / "smoke" / "report" / "metrics.json").is_file()
+    assert run.stderr.count("tiny.yaml in its place") == 2
+    assert (tmp_path / "tiny" / "report" / "metrics.json").is_file()

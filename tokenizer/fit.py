@@ -25,6 +25,7 @@ from tokenizer.table import SemanticIdTable
 KIND = "tokenizer"
 PIECES_NAME = "pieces.model"
 FRONT_NAME = "qformer.safetensors"
+VECTORS_NAME = "vectors.npy"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class FittedTokenizer:
             self.table.save(temporary)
             self.quantizer.save(temporary / "codebooks.safetensors")
             self.fusion.save(temporary / "fusion.safetensors")
-            np.save(temporary / "vectors.npy", self.vectors_ND)
+            np.save(temporary / VECTORS_NAME, self.vectors_ND)
             if self.pieces is not None:
                 self.pieces.save(temporary / PIECES_NAME)
             if self.front is not None:
@@ -121,6 +122,12 @@ def load_pieces(folder: Path, table: SemanticIdTable) -> SemanticIdPieces | None
     """
     path = folder / PIECES_NAME
     return SemanticIdPieces.load(path, table.codes_per_level) if path.exists() else None
+
+
+def load_item_vectors(folder: Path) -> np.ndarray:
+    """The vectors (N, V) that a tokenizer in a folder has quantised, mapped from their file."""
+    vectors_NV: np.ndarray = np.load(folder / VECTORS_NAME, mmap_mode="r")
+    return vectors_NV
 
 
 def load_front(folder: Path) -> BehaviourFront | None:

@@ -13,6 +13,7 @@ import torch
 from onerec.data.pathways import EventSource, History, events_of, require_wishes
 from onerec.decoding.beam import BeamResult, Watch, beam_search, check_list_length
 from onerec.decoding.exact import exact_search
+from onerec.decoding.new_items import NewItemSlots, join
 from onerec.decoding.rescoring import check_rescoring, rescore
 from onerec.decoding.trie import Trie
 from onerec.evaluation.recommender import Ranking
@@ -28,7 +29,8 @@ class OneRecRecommender:
     """Encodes the newest items of each history and searches with `num_beams` beams, multiplying in `precision`.
 
     `source` is where an evaluator finds the events that a model with pathways reads beside the items; `rescoring` the
-    weight of the item head's opinion of what the search found, see `onerec.decoding.rescoring`.
+    weight of the item head's opinion of what the search found, see `onerec.decoding.rescoring`; `new_items` keeps
+    places of each list for new ones, see `onerec.decoding.new_items`.
     """
 
     name = "onerec"
@@ -41,6 +43,7 @@ class OneRecRecommender:
         precision: Precision = "float32",
         source: EventSource | None = None,
         rescoring: float = 0.0,
+        new_items: NewItemSlots | None = None,
     ) -> None:
         check_rescoring(model.config, rescoring)
         self.model = model.for_decoding(precision).eval()
@@ -49,6 +52,8 @@ class OneRecRecommender:
         self.precision = precision
         self.source = source
         self.rescoring = rescoring
+        self.new_items = new_items
+        self._new_tree: tuple[Trie, Trie | None] | None = None
         with torch.inference_mode():
             self._item_vectors = self.model.encoder.item_vectors() if rescoring else None
             self._prefix_vectors = self.model.pool_prefix_vectors(self._item_vectors)
@@ -109,7 +114,10 @@ class OneRecRecommender:
         """
         beams = num_beams or self.num_beams
         num_found = self._num_found(k, beams)
-        return self._rank(beam_search(self.model, context, self.trie, beams, num_found, excluded, watch), context, k)
+        found = beam_search(self.model, context, self.trie, beams, num_found, excluded, watch)
+        if (tree := self._tree_of_new_items()) is not None:
+            found = join(found, beam_search(self.model, context, tree, beams, self._num_new(k, beams), excluded))
+        return self._rank(found, context, k)
 
     def search_exactly(
         self, context: Context, k: int, excluded: Sequence[np.ndarray] | None = None, num_beams: int | None = None
@@ -125,17 +133,36 @@ class OneRecRecommender:
         beams, rounding = num_beams or self.num_beams, _ROUNDING[self.precision]
         num_found = self._num_found(k, beams)
         result = exact_search(self.model, context, self.trie, beams, num_found, excluded, rounding=rounding)
-        found = BeamResult(result.items_BK, result.scores_BK)
-        return self._rank(found, context, k), result.num_expansions_B.cpu().numpy()
+        found, expansions_B = BeamResult(result.items_BK, result.scores_BK), result.num_expansions_B
+        if (tree := self._tree_of_new_items()) is not None:
+            new = exact_search(self.model, context, tree, beams, self._num_new(k, beams), excluded, rounding=rounding)
+            found = join(found, BeamResult(new.items_BK, new.scores_BK))
+            expansions_B = expansions_B + new.num_expansions_B
+        return self._rank(found, context, k), expansions_B.cpu().numpy()
 
     def _num_found(self, k: int, num_beams: int) -> int:
         """Items to search for: all beams where the item head has a say in their order."""
         check_list_length(k, num_beams)
         return num_beams if self.rescoring else k
 
+    def _num_new(self, k: int, num_beams: int) -> int:
+        """New items to search for: as many as places are kept, or all beams as above."""
+        assert self.new_items is not None
+        return self._num_found(min(self.new_items.count, k), num_beams)
+
+    def _tree_of_new_items(self) -> Trie | None:
+        """The tree of the new items among those that may be returned now; None without any, or without places."""
+        if self.new_items is None:
+            return None
+        if self._new_tree is None or self._new_tree[0] is not self.trie:
+            self._new_tree = self.trie, self.new_items.tree_of(self.trie)
+        return self._new_tree[1]
+
     def _rank(self, found: BeamResult, context: Context, k: int) -> Ranking:
         if self.model.item_head is not None and self._item_vectors is not None:
             found = rescore(found, self.model.item_head, context, self._item_vectors, self.rescoring)
+        if self.new_items is not None:
+            found = self.new_items.keep(found, k)
         return Ranking(found.items_BK[:, :k].to("cpu", torch.int32).numpy(), found.scores_BK[:, :k].cpu().numpy())
 
     def _like_lengths(self, histories: Sequence[History]) -> Iterator[np.ndarray]:

@@ -12,11 +12,11 @@ from onerec.evaluation.charts import NUM_COLOURS, Bar, Series, bar_chart, format
 from onerec.evaluation.examples import UserExample
 from onerec.evaluation.published import published_figures
 from onerec.evaluation.results import PROTOCOLS, RecommenderSummary, Results
+from onerec.evaluation.slices import slice_table
 from onerec.evaluation.tables import TITLES, describe_protocol, main_metric, published_protocol, shown_metrics
 from tokenizer.artifacts import atomic_file
 
 _TEMPLATE = "report_template.html"
-_SLICES = ("cold", "warm", "hot", "head", "tail")
 
 
 @dataclass(frozen=True)
@@ -234,24 +234,13 @@ def _numbered(values: Sequence[Any]) -> list[tuple[int, Any]]:
 
 
 def _slice_rows(results: Results, protocol: str) -> dict[str, Any]:
-    summaries = results.under(protocol)
-    main = main_metric(results)
-    first = next(iter(summaries.values())).slices
-    settings = results.settings
+    table = slice_table(results, protocol)
     return {
-        "metric": main,
+        "metric": " / ".join(table.metrics),
         "title": TITLES[protocol].lower(),
-        "note": f"cold: the target has no training event; warm: 1 to {settings['hot_min_count'] - 1}; hot: "
-        f"{settings['hot_min_count']} or more. head: the target is among the most popular "
-        f"{settings['head_share']:.0%} of the catalogue; tail: the rest. Targets in brackets.",
-        "columns": [{"name": name, "rows": f"{first[name]['rows']:,.0f}"} for name in _SLICES if name in first],
-        "rows": [
-            {
-                "name": name,
-                "cells": [_format(summary.slices[each].get(main)) for each in _SLICES if each in first],
-            }
-            for name, summary in summaries.items()
-        ],
+        "note": table.note,
+        "columns": [{"name": name, "rows": f"{count:,}"} for name, count in table.slices.items()],
+        "rows": [{"name": name, "cells": cells} for name, cells in table.rows.items()],
     }
 
 

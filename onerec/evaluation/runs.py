@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,14 @@ import numpy as np
 from onerec.evaluation.evaluator import Evaluation, Targets
 from onerec.evaluation.metrics import Interval
 from onerec.evaluation.results import Run
-from tokenizer.artifacts import atomic_folder, read_manifest, write_manifest
+from tokenizer.artifacts import (
+    MANIFEST_NAME,
+    atomic_folder,
+    read_manifest,
+    require_same_hash,
+    restore_folder,
+    write_manifest,
+)
 
 ARTIFACT_KIND = "evaluation"
 
@@ -42,6 +50,24 @@ def load_run(folder: Path) -> Run:
         protocol: _evaluation(plain, folder / f"{protocol}.npz") for protocol, plain in summary["evaluations"].items()
     }
     return Run(summary["seed"], evaluations, summary["minutes"], summary["parameters"])
+
+
+def kept_run(folder: Path, inputs: dict[str, str], config_hash: str, make: Callable[[], Run]) -> Run:
+    """The run in `folder`, made and saved now where there is none.
+
+    Raises:
+        ArtifactError: it is of other inputs or another config.
+    """
+    restore_folder(folder)
+    if (folder / MANIFEST_NAME).is_file():
+        manifest = read_manifest(folder, ARTIFACT_KIND, verify_files=False)
+        remedy = f"Delete {folder} and run again, or choose another name for the run."
+        for name, content_hash in inputs.items():
+            require_same_hash(f"{folder}: its {name}", manifest.inputs[name], content_hash, remedy)
+        require_same_hash(f"{folder}: made by other settings", manifest.config_hash, config_hash, remedy)
+    else:
+        save_run(folder, make(), inputs, config_hash)
+    return load_run(folder)
 
 
 def _target_arrays(targets: Targets) -> dict[str, np.ndarray]:

@@ -1,5 +1,7 @@
 """Results as tables in the terminal, published figures of the same protocol beside ours."""
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -8,6 +10,7 @@ from onerec.evaluation.charts import format_tick
 from onerec.evaluation.published import published_figures
 from onerec.evaluation.results import PROTOCOLS, RecommenderSummary, Results
 from onerec.evaluation.settings import Protocol
+from onerec.evaluation.slices import printed_slices
 
 SHOWN_METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 TITLES = {
@@ -19,11 +22,13 @@ TITLES = {
 
 
 def print_results(results: Results, console: Console | None = None) -> None:
-    """Print one table a protocol that was evaluated."""
+    """Print one table a protocol that was evaluated, then the first protocol's slices by popularity."""
     console = console or Console()
-    for protocol in PROTOCOLS:
-        if results.under(protocol):
-            console.print(results_table(results, protocol))
+    evaluated = [protocol for protocol in PROTOCOLS if results.under(protocol)]
+    for protocol in evaluated:
+        console.print(results_table(results, protocol))
+    if any(summary.slices for summary in results.under(evaluated[0]).values()):
+        console.print(printed_slices(results, evaluated[0]))
 
 
 def results_table(results: Results, protocol: str) -> Table:
@@ -57,6 +62,14 @@ def results_table(results: Results, protocol: str) -> Table:
         cells += [""] * several_seeds
         table.add_row(row.model, *cells, row.evidence.replace("_", "-"), "", "", "", style="dim")
     return table
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Headings, then rows, as a Markdown table whose columns stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    lines.insert(1, ["-" * max(width, 3) for width in widths])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def describe_protocol(results: Results, protocol: str) -> str:

@@ -171,28 +171,14 @@ class ContextEncoder(nn.Module):
         counted_BS = real_BS if counted is None else real_BS & counted
         visible, causal = self._visible(real_BS, real_BS.size(1) - 1 - items_BS.size(1))
         if self.bias is not None:
-            x = self._through_hstu(x, visible, self.bias, items_BS.size(1), pathways)
+            times_BS = None if pathways is None else pathways.get("times")
+            mixers = self.bias.mixers(real_BS, visible, items_BS.size(1), times_BS)
+            for number, (block, mix) in enumerate(zip(self.blocks, mixers, strict=True)):
+                x = self.depth(number, x, block(x, mix))
         else:
             for number, block in enumerate(self.blocks):
                 x = self.depth(number, x, block(x, visible, causal, counted_BS))
         return self.norm(x.to(self.norm.weight.dtype))
-
-    def _through_hstu(
-        self,
-        x_BSD: Tensor,
-        visible: Tensor | None,
-        relative_bias: RelativeBias,
-        num_items: int,
-        pathways: dict[str, Tensor] | None,
-    ) -> Tensor:
-        num_positions = x_BSD.size(1)
-        if visible is None:
-            visible = torch.ones(num_positions, num_positions, dtype=torch.bool, device=x_BSD.device).tril()
-        times_BS = None if pathways is None else pathways.get("times")
-        biases = relative_bias(num_items, num_positions - 1 - num_items, times_BS)
-        for number, (block, bias) in enumerate(zip(self.blocks, biases, strict=True)):
-            x_BSD = self.depth(number, x_BSD, block(x_BSD, visible, bias))
-        return x_BSD
 
     def real_positions(self, mask_BS: Tensor, pathways: dict[str, Tensor] | None) -> Tensor:
         """Which positions (B, C + 1 + S) hold something, given which of the S items do."""

@@ -5,11 +5,13 @@ width, S history length in items.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from kernels.folded_attention import FoldedContext, attend_folded
 from kernels.prefix_attention import attend_to_prefix
 from kernels.rms_norm import RMSNorm
 from onerec.model.configuration import OneRecConfig
@@ -20,6 +22,7 @@ from onerec.model.lazy import ContextProcessor, LazyCrossAttention
 from onerec.model.moe import feed_forward, make_feed_forward
 
 _Attend = Callable[[Tensor], Tensor]
+_MAX_PROGRAMS = 64  # a level, with and without padding, for one request and many, folded and not: torch allows 8
 
 
 class DecoderCache:
@@ -33,6 +36,7 @@ class DecoderCache:
     def __init__(self, num_layers: int) -> None:
         self.prefixes_BW = torch.zeros(0, 0, dtype=torch.long)
         self.bos_BJ: list[Tensor] = []  # a layer
+        self.folded: dict[int, FoldedContext] = {}  # of layers whose beams are many, see `fold`
         self._codes: list[list[Tensor]] = [[] for _ in range(num_layers)]  # a layer, a code: (B * W of its level, J)
         self._ancestors: list[Tensor] = []  # a code: (B * W,) its row that each beam of now descends from
 
@@ -51,6 +55,14 @@ class DecoderCache:
         ]
         self._codes[layer].append(keys_values_BWJ.flatten(0, 1))
         return [*older, keys_values_BWJ]
+
+    def fold(self, layer: int, attention: CrossAttention, context: Context, num_beams: int) -> FoldedContext | None:
+        """The context as this layer's beams read it fastest, made once; None where folding it does not pay."""
+        if layer not in self.folded:
+            if not attention.pays_to_fold(num_beams, context.keys[layer]):
+                return None
+            self.folded[layer] = attention.fold(context.keys[layer], context.values[layer])
+        return self.folded[layer]
 
     def reorder(self, parents_BW: Tensor) -> None:
         """Let beam w continue what beam `parents_BW[b, w]` of the same request has read."""
@@ -107,8 +119,7 @@ class DecoderBlock(nn.Module):
             return self._attend_own_codes(self.self_norm(x_BWD), layer, cache)
 
         def history(x_BWD: Tensor) -> Tensor:
-            keys, values = context.keys[layer], context.values[layer]
-            return self.cross_attention(self.cross_norm(x_BWD), keys, values, context.visible_B11S)
+            return self._attend_context(self.cross_norm(x_BWD), layer, context, cache)
 
         for attend in self._ordered(own_codes, history):
             x_BWD = x_BWD + attend(x_BWD)
@@ -117,12 +128,34 @@ class DecoderBlock(nn.Module):
     def _ordered(self, own_codes: _Attend, context: _Attend) -> tuple[_Attend, _Attend]:
         return (context, own_codes) if self.lazy else (own_codes, context)
 
+    def _attend_context(self, x_BWD: Tensor, layer: int, context: Context, cache: DecoderCache) -> Tensor:
+        attention = self.cross_attention
+        if isinstance(attention, CrossAttention):
+            folded = cache.fold(layer, attention, context, x_BWD.size(1))
+            if folded is not None:
+                return attend_folded(x_BWD, folded, context.visible_B11S)
+        return attention(x_BWD, context.keys[layer], context.values[layer], context.visible_B11S)
+
     def _attend_own_codes(self, x_BWD: Tensor, layer: int, cache: DecoderCache) -> Tensor:
         projected = self.self_attention.query_key_value(x_BWD)
         inner = projected.size(-1) // 3
         codes = cache.append(layer, projected[..., inner:])
         mixed = attend_to_prefix(projected[..., :inner], cache.bos_BJ[layer], codes, self.self_attention.num_heads)
         return self.self_attention.output(mixed)
+
+
+def _run_blocks(blocks: list[DecoderBlock], x_BWD: Tensor, context: Context, cache: DecoderCache) -> Tensor:
+    """One token of each beam through all blocks."""
+    for layer, block in enumerate(blocks):
+        x_BWD = block.step(x_BWD, layer, context, cache)
+    return x_BWD
+
+
+@cache
+def _compiled_run_blocks() -> Callable[..., Tensor]:
+    """The same as one program for any number of requests, beams and positions; all models share it."""
+    torch._dynamo.config.recompile_limit = max(_MAX_PROGRAMS, torch._dynamo.config.recompile_limit)
+    return torch.compile(_run_blocks, dynamic=True)
 
 
 class Decoder(nn.Module):
@@ -142,6 +175,7 @@ class Decoder(nn.Module):
         self.depth = StochasticDepth(config.layer_dropout, config.num_decoder_layers)
         self.norm = RMSNorm(config.d_model, eps=1e-6)
         self.context_processor = ContextProcessor(config) if config.context == "lazy" else None
+        self.compiled = False  # whether a step's blocks run as one compiled program
 
     def project_context(self, states_BSD: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Keys and values of the context for every layer."""
@@ -181,9 +215,13 @@ class Decoder(nn.Module):
             x_BWD = self._bos(context.newest_BD[:, None])
         else:
             x_BWD = self.codes(codes_BW + self.first_rows[level - 1])
-        x_BWD = (x_BWD + self.levels.weight[level]).to(residual_dtype(self.blocks))
-        for layer, block in enumerate(self._layers()):
-            x_BWD = block.step(x_BWD, layer, context, cache)
+        return self.read_token(x_BWD + self.levels.weight[level], context, cache)
+
+    def read_token(self, x_BWD: Tensor, context: Context, cache: DecoderCache) -> Tensor:
+        """States (B, W, D) after one more token of each beam, by its vector."""
+        x_BWD = x_BWD.to(residual_dtype(self.blocks))
+        run_blocks = _compiled_run_blocks() if self.compiled else _run_blocks
+        x_BWD = run_blocks(self._layers(), x_BWD, context, cache)
         return self.norm(x_BWD.to(self.norm.weight.dtype))
 
     def _bos(self, newest_BPD: Tensor) -> Tensor:

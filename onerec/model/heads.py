@@ -29,15 +29,15 @@ class CodeHeads(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList(nn.Linear(config.d_model, codes, bias=False) for codes in config.codes_per_level)
         self.prefixes = PrefixHeads(config) if config.prefix_vectors else None
-        self.repeats = RepeatBias(config.codes_per_level) if config.repeat_bias else None
+        self.repeats = RepeatBias(config.num_levels) if config.repeat_bias else None
 
     def forward(self, states: Tensor, level: int, prefixes: Tensor, catalogue: Catalogue) -> Tensor:
         """States (..., D) that have read `prefixes` (...) of `level` codes -> logits (..., K) in float32."""
         logits: Tensor = self.levels[level](states).float()
         if self.prefixes is not None and catalogue.vectors is not None:
-            logits = logits + self.prefixes(states, level, prefixes, catalogue.vectors)
+            logits = self.prefixes(logits, states, level, prefixes, catalogue.vectors)
         if self.repeats is not None and catalogue.seen is not None:
-            logits = logits + self.repeats(level, prefixes, catalogue.seen)
+            logits = self.repeats(logits, level, prefixes, catalogue.seen)
         return logits
 
 

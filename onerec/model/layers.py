@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from kernels.attention import attend
 from kernels.beam_attention import attend_beams
+from kernels.folded_attention import FoldedContext, fold_context, pays_to_fold
 from onerec.model.configuration import Activation, OneRecConfig
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu_, "gelu": F.gelu, "swiglu": F.silu}
@@ -73,6 +74,15 @@ class CrossAttention(nn.Module):
         queries = split_heads(self.query(x_BQD), self.num_heads)
         mixed = attend_beams(queries, keys_BHSd, values_BHSd, visible)
         return self.output(merge_heads(mixed))
+
+    def pays_to_fold(self, num_beams: int, keys_BHSd: Tensor) -> bool:
+        """Whether `fold` makes a step of so many beams faster: on a CPU; elsewhere kernels read the context once."""
+        width, (inner, num_positions) = self.query.in_features, (self.query.out_features, keys_BHSd.size(2))
+        return keys_BHSd.device.type == "cpu" and pays_to_fold(num_beams, num_positions, width, inner, self.num_heads)
+
+    def fold(self, keys_BHSd: Tensor, values_BHSd: Tensor) -> FoldedContext:
+        """The context with this layer's projections folded in, for `attend_folded`."""
+        return fold_context(keys_BHSd, values_BHSd, self.query.weight, self.output.weight)
 
 
 class FeedForward(nn.Module):

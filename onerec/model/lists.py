@@ -113,15 +113,9 @@ class ListDecoder(Decoder):
         if level:
             x_BWD = self.codes(codes_BW + self.first_rows[level - 1])
         else:
-            self._step(self.further.last(codes_BW) + self.further.place(place - 1), context, cache)
+            self.read_token(self.further.last(codes_BW) + self.further.place(place - 1), context, cache)
             x_BWD = self._bos(context.newest_BD[:, None]).expand(-1, codes_BW.size(1), -1)
-        return self._step(x_BWD + self.levels.weight[level] + self.further.place(place), context, cache)
-
-    def _step(self, x_BWD: Tensor, context: Context, cache: DecoderCache) -> Tensor:
-        x_BWD = x_BWD.to(residual_dtype(self.blocks))
-        for layer, block in enumerate(self._layers()):
-            x_BWD = block.step(x_BWD, layer, context, cache)
-        return self.norm(x_BWD.to(self.norm.weight.dtype))
+        return self.read_token(x_BWD + self.levels.weight[level] + self.further.place(place), context, cache)
 
     def _tokens(self, code_rows_BmL: Tensor, newest_B1D: Tensor) -> Tensor:
         """Vectors (B, T, D): of each item BOS and all its codes, but for the last code of all."""

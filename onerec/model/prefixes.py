@@ -79,7 +79,7 @@ class PrefixVectors:
 
 
 class PrefixHeads(nn.Module):
-    """For each level, logits of the children of prefixes by their vectors; 0 for codes that lead to no item."""
+    """For each level, a term of the logits of prefixes' children, by their vectors; none for codes without items."""
 
     def __init__(self, config: OneRecConfig) -> None:
         super().__init__()
@@ -88,15 +88,14 @@ class PrefixHeads(nn.Module):
             nn.Linear(config.d_model, config.embedding_dim, bias=False) for _ in config.codes_per_level
         )
 
-    def forward(self, states: Tensor, level: int, prefixes: Tensor, vectors: PrefixVectors) -> Tensor:
-        """States (..., D) and the prefixes (...) they have read, `level` codes long -> (..., K)."""
+    def forward(self, logits: Tensor, states: Tensor, level: int, prefixes: Tensor, vectors: PrefixVectors) -> Tensor:
+        """Add to logits (..., K), in place, what states (..., D) say that have read prefixes (...) of `level` codes."""
         queries = self.queries[level](states)
-        num_codes, tree, vectors_nE = self.codes_per_level[level], vectors.tree, vectors.levels[level]
+        tree, vectors_nE = vectors.tree, vectors.levels[level]
         if level == 0:  # one prefix has all children
-            logits = torch.matmul(queries, vectors_nE.to(queries.dtype).T).float()
-            return logits.new_zeros(*logits.shape[:-1], num_codes).index_copy(-1, tree.nodes[0], logits)
+            products = torch.matmul(queries, vectors_nE.to(queries.dtype).T).float()
+            return logits.index_add_(-1, tree.nodes[0], products)
         children = tree.children(prefixes.flatten(), level)
         products_C = sampled_products(queries.flatten(0, -2), vectors_nE, children.count_R, children.rows_C)
-        logits_RK = products_C.new_zeros(prefixes.numel() * num_codes)
-        logits_RK = logits_RK.index_add(0, children.owners_C * num_codes + children.codes_C, products_C)
-        return logits_RK.view(*prefixes.shape, num_codes)
+        places_C = children.owners_C * self.codes_per_level[level] + children.codes_C
+        return logits.view(-1).index_add_(0, places_C, products_C).view_as(logits)

@@ -34,18 +34,15 @@ def first_occurrences(items_BS: Tensor) -> Tensor:
 class RepeatBias(nn.Module):
     """A term of each code's logit for the items below it that the history holds."""
 
-    def __init__(self, codes_per_level: list[int]) -> None:
+    def __init__(self, num_levels: int) -> None:
         super().__init__()
-        self.codes_per_level = codes_per_level
-        self.weights_L = nn.Parameter(torch.zeros(len(codes_per_level)))
+        self.weights_L = nn.Parameter(torch.zeros(num_levels))
 
-    def forward(self, level: int, prefixes: Tensor, seen: SeenItems) -> Tensor:
-        """Prefixes (...) of `level` codes -> (..., K)."""
+    def forward(self, logits: Tensor, level: int, prefixes: Tensor, seen: SeenItems) -> Tensor:
+        """Add to logits (..., K), in place, what follows from the items seen below prefixes (...) of `level` codes."""
         below = seen.prefixes[level] == prefixes[..., None]  # (..., S)
         shares = (seen.shares[..., level] * below).float()
-        logits = shares.new_zeros(*prefixes.shape, self.codes_per_level[level])
-        logits.scatter_add_(-1, seen.codes[..., level].expand_as(shares), shares)
-        return _NATS * self.weights_L[level] * logits
+        return logits.scatter_add_(-1, seen.codes[..., level].expand_as(shares), _NATS * self.weights_L[level] * shares)
 
 
 class ItemRepeatBias(nn.Module):

@@ -56,6 +56,9 @@ class ModelSettings(Settings):
     max_history_items: PositiveInt = Field(50, description="newest items of a history that are read")
     positions: Positions = Field("from_start", description="which item has position 0, the oldest read or the newest")
     item_embedding: bool = Field(True, description="an own vector for each item beside its codes, in the context")
+    item_start: float = Field(
+        0.0, ge=0, description="root mean square at which these vectors start as the tokenizer's; 0: start at random"
+    )
     bos_reads_context: bool | None = Field(
         None, description="BOS carries the newest context state before the target; None: unless the context is lazy"
     )
@@ -110,6 +113,15 @@ class ModelSettings(Settings):
             raise ValueError(f"{taught} needs the item head; set item_head_weight above 0")
         if self.path_sampling and self.context == "lazy":
             raise ValueError("path_sampling needs a context encoder; set it to 0, or the context to causal")
+        return self
+
+    @model_validator(mode="after")
+    def _start_has_a_table(self) -> "ModelSettings":
+        if self.item_start and not self.item_embedding:
+            raise ValueError(
+                f"item_start: found {self.item_start} with item_embedding false, which leaves nothing to start; "
+                "set it to 0, or item_embedding to true"
+            )
         return self
 
     @model_validator(mode="after")

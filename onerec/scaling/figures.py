@@ -82,8 +82,8 @@ def publish_figures(
     }
     write_json(folder / "law.json", _plain(points, left_out, fits, optima, exponents))
     table, laws = _point_rows(points), _law_rows(fits, exponents, settings)
-    _print("Ladder", table, console)
-    _print("Scaling laws", laws, console)
+    print_rows("Ladder", table, console)
+    print_rows("Scaling laws", laws, console)
     _write_page(folder / "report.html", points, left_out, fits, (table, laws))
 
 
@@ -220,7 +220,8 @@ def _paper_chart(paper: PublishedLaw) -> str:
     return line_chart(series, "parameters N", f"Loss by size, {paper.name}", logarithmic_x=True)
 
 
-def _print(title: str, rows: Sequence[Sequence[str]], console: Console) -> None:
+def print_rows(title: str, rows: Sequence[Sequence[str]], console: Console) -> None:
+    """Print a table: its headings, then its rows."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for number, column in enumerate(rows[0]):
         table.add_column(column, justify="right" if number else "left")

@@ -19,6 +19,36 @@ class SizeSettings(Settings):
         return f"d{self.d_model}-l{self.num_layers}"
 
 
+class RecipeSettings(Settings):
+    """The run's own recipe in further sizes and on parts of its data, measured by the evaluator."""
+
+    widths: tuple[int, ...] = Field(
+        (2, 4),
+        description="times the run's width, feed-forward and heads, each trained on all data: about 4 and 16 times "
+        "the parameters, tables of items left out",
+    )
+    divide_learning_rate: bool = Field(False, description="by the same number")
+    shares: tuple[float, ...] = Field(
+        (0.1, 0.3), description="of the users, whose training events are all that is fitted to; in the run's own width"
+    )
+
+    @field_validator("widths")
+    @classmethod
+    def _multiples(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
+        if any(times < 2 for times in widths) or len(set(widths)) < len(widths):
+            raise ValueError(
+                f"widths: found {list(widths)}, expected whole numbers from 2, each once; 1 is always there"
+            )
+        return widths
+
+    @field_validator("shares")
+    @classmethod
+    def _parts(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < share < 1 for share in shares) or len(set(shares)) < len(shares):
+            raise ValueError(f"shares: found {list(shares)}, expected parts of 1, each once; 1 itself is always there")
+        return shares
+
+
 class ScalingSettings(Settings):
     """A grid of sizes and compute budgets, and how a law is fitted to the losses."""
 
@@ -42,6 +72,9 @@ class ScalingSettings(Settings):
     confidence: float = Field(0.9, gt=0, lt=1, description="confidence level of the intervals")
     validation_targets: PositiveInt | None = Field(
         None, description="seeded sample of validation events that the loss is taken on; None: all"
+    )
+    recipe: RecipeSettings | None = Field(
+        None, description="in place of the ladder the run's recipe, wider and on parts of its data; {} for the defaults"
     )
 
     @field_validator("sizes")

@@ -3,6 +3,7 @@
 runs/<name>/scaling/  points/<size>-<budget>/point.json   what a run showed; kept, so that a ladder can be added to
                       work/                               what a stopped run goes on from
                       law.json report.html                fits with intervals, and the papers' own beside them
+                      recipe/                             instead, with settings of it: see onerec/scaling/recipe.py
 """
 
 import shutil
@@ -27,8 +28,9 @@ from onerec.scaling.ladder import (
     size_model,
     train_point,
 )
+from onerec.scaling.recipe import scale_recipe
 from onerec.scaling.settings import ScalingSettings, SizeSettings
-from onerec.training.pretraining import build_model, training_windows
+from onerec.training.pretraining import build_model, start_items_from, training_windows
 from tokenizer.artifacts import (
     MANIFEST_NAME,
     atomic_folder,
@@ -39,14 +41,14 @@ from tokenizer.artifacts import (
     restore_folder,
     write_manifest,
 )
-from tokenizer.fit import load_pieces
+from tokenizer.fit import load_item_vectors, load_pieces
 
 KIND = "scaling-point"
 
 
 @flushed_denormals()
 def scale(pipeline: Pipeline, settings: ScalingSettings) -> None:
-    """Train the points of the ladder that are not finished, fit the law and write the figures.
+    """Train the points of the ladder that are not finished, fit the law and write the figures; or those of the recipe.
 
     Raises:
         ConfigError: an option that the ladder does not carry, or no point that the data suffice for.
@@ -56,6 +58,9 @@ def scale(pipeline: Pipeline, settings: ScalingSettings) -> None:
     require_plain(pipeline.config, "scaling", OF_THE_MODEL)
     for stage in (pipeline.prepare_data, pipeline.fit_tokenizer):
         pipeline.run_for_everyone(stage)
+    if settings.recipe is not None:
+        scale_recipe(pipeline, settings.recipe)
+        return
     points, left_out = [], []
     for size in settings.sizes:
         for budget in settings.budgets:
@@ -114,10 +119,13 @@ class _Rung:
         return self.pipeline.folder / "scaling" / "work" / f"{self.name}-{self._hash()[:12]}"
 
     def _model(self) -> OneRec:
-        set_seed(self.pipeline.config.seed)
-        table = self.pipeline.table
-        pieces = load_pieces(self.pipeline.folder / "tokenizer", table)
-        return build_model(size_model(self.pipeline.config.model, self.size), table, pieces)
+        seed, settings = self.pipeline.config.seed, size_model(self.pipeline.config.model, self.size)
+        set_seed(seed)
+        table, tokenizer = self.pipeline.table, self.pipeline.folder / "tokenizer"
+        model = build_model(settings, table, load_pieces(tokenizer, table))
+        if settings.item_start:
+            start_items_from(load_item_vectors(tokenizer), model, settings.item_start, seed)
+        return model
 
     def _train(self, model: OneRec, plan: Plan) -> Point:
         config, seed = self.pipeline.config, self.pipeline.config.seed

@@ -209,6 +209,7 @@ class Catalogue:
                 recommender.num_beams,
                 source=recommender.source,
                 rescoring=recommender.rescoring,
+                new_items=recommender.new_items,
             )
             recommender.precision = self.recommender.precision
         elif (removed_N == self.removed_N).all():

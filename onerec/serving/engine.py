@@ -56,9 +56,10 @@ class Query:
     note: Callable[[Stages], None] | None = None  # is told when each stage of the answer began and ended
 
     @property
-    def kind(self) -> tuple[str, int, bool, bool, bool, Filter | None]:
-        """Queries of one kind can be searched as one batch."""
-        return self.engine.content_hash, self.beams, self.exact, self.explain, self.select, self.filter
+    def kind(self) -> tuple[str, int, bool, bool, bool, Filter | None, int]:
+        """Queries of one kind can be searched as one batch: of one length where places of a list are kept."""
+        length = 0 if self.engine.catalogue.recommender.new_items is None else self.k
+        return self.engine.content_hash, self.beams, self.exact, self.explain, self.select, self.filter, length
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class Engine:
         responses = []
         for row, query in enumerate(queries):
             items_K, scores_K = found.ranking.items_BK[row, : query.k], found.ranking.scores_BK[row, : query.k]
-            response = self._respond(query, _items(catalogue, items_K, scores_K), milliseconds.model_copy())
+            response = self._respond(query, _items(catalogue, items_K, scores_K), milliseconds)
             response.expansions = None if found.expansions_B is None else int(found.expansions_B[row])
             response.levels = None if found.levels_B is None else found.levels_B[row]
             responses.append(response)
@@ -166,15 +167,16 @@ class Engine:
         Raises:
             ServingError: some are not in the catalogue; `name` says whose they are.
         """
-        found = [(item_id, self.catalogue.find(str(item_id))) for item_id in item_ids]
-        if unknown := [item_id for item_id, index in found if index is None]:
+        find = self.catalogue.find
+        found = [find(str(item_id)) for item_id in item_ids]
+        if unknown := [item_id for item_id, index in zip(item_ids, found, strict=True) if index is None]:
             named = ", ".join(_shown(item_id) for item_id in unknown[:_MAX_NAMED_IDS])
             more = f" and {len(unknown) - _MAX_NAMED_IDS} more" if len(unknown) > _MAX_NAMED_IDS else ""
             raise ServingError(
                 f"{name}: {len(unknown)} of {len(item_ids)} item ids are not in the catalogue: {named}{more}. "
                 "Send ids of the bundle's catalogue."
             )
-        return np.array([index for _, index in found], dtype=np.int64)
+        return np.array(found, dtype=np.int64)
 
     def _check(self, request: RecommendRequest) -> None:
         self.limits.check(request)
@@ -219,7 +221,7 @@ class Engine:
             beams=query.beams,
             history_items_read=min(len(query.history), self.bundle.model.config.max_history_items),
             history_items_unknown=query.num_unknown or None,
-            milliseconds=milliseconds if query.timings else None,
+            milliseconds=milliseconds.model_copy() if query.timings else None,
         )
 
 

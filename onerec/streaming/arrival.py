@@ -16,6 +16,7 @@ from onerec.bundle import build_trie
 from onerec.data.events import MICROSECONDS, index_events
 from onerec.data.histories import Split
 from onerec.data.validation import Report, check_events, check_tables, check_text
+from onerec.decoding.new_items import NewItemSlots
 from onerec.decoding.recommender import OneRecRecommender
 from onerec.errors import DataError
 from onerec.evaluation.evaluator import evaluate
@@ -105,7 +106,15 @@ def _evaluate(base: Pipeline, log: Log, catalogue: Catalogue, model: OneRec, nam
     num_beams = max(decoding.num_beams, config.evaluation.list_length)
     trie = build_trie(catalogue.table())
     model = model.eval().to(base.processes.device)
-    recommender = OneRecRecommender(model, trie, num_beams, decoding.precision, rescoring=decoding.rescoring)
+    counts_N = log.histories.training().item_counts(log.num_items)
+    recommender = OneRecRecommender(
+        model,
+        trie,
+        num_beams,
+        decoding.precision,
+        rescoring=decoding.rescoring,
+        new_items=NewItemSlots.of(decoding.new_item_slots, counts_N),
+    )
     recommender.name = name
     evaluations = evaluate(recommender, log, Split.TEST, config.evaluation)
     return Run(config.seed, evaluations, 0.0, model.num_parameters())

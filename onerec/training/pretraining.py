@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from transformers.trainer_utils import set_seed
 
 from kernels.denormals import flushed_denormals
@@ -19,6 +20,7 @@ from onerec.data.sliding import sliding_windows
 from onerec.data.target_settings import TargetSettings
 from onerec.data.targets import FutureTargets, event_weights
 from onerec.errors import ArtifactError, ConfigError, DataError
+from onerec.model.item_start import start_items
 from onerec.model.onerec import OneRec
 from onerec.model.settings import ModelSettings
 from onerec.training.checkpoints import latest_checkpoint
@@ -59,6 +61,7 @@ def pretrain(
     pieces: SemanticIdPieces | None = None,
     pathways: FittedPathways | None = None,
     sessions: SessionSettings | None = None,
+    item_vectors_NV: np.ndarray | None = None,
 ) -> OneRec:
     """Train on the training events of `histories`, keep the weights best on validation, and store them in `folder`.
 
@@ -71,6 +74,7 @@ def pretrain(
         pieces: of the table's semantic IDs, for item vectors that sum theirs too.
         pathways: features fitted for the pathways of the model's settings, where they name any.
         sessions: rules of the lists that a model of lists is trained on.
+        item_vectors_NV: the tokenizer's, for a model whose items start from them.
 
     Raises:
         DataError: there is no training event, or no list.
@@ -82,6 +86,8 @@ def pretrain(
     set_seed(seed)
     teaching = training_settings.teacher
     model = build_model(model_settings, table, pieces, pathways, teaching)
+    if model_settings.item_start:
+        start_items_from(item_vectors_NV, model, model_settings.item_start, seed)
     teacher = None if teaching is None else Teacher.load(teaching.path, model)
     windows = training_windows(histories, model, pathways, training_settings.targets, seed, sessions)
     work_folder.mkdir(parents=True, exist_ok=True)
@@ -131,6 +137,20 @@ def build_model(
         item_pieces = pieces.encode(table.codes_NL)
         model.set_pieces(item_pieces.pieces_P, item_pieces.offsets)
     return model
+
+
+def start_items_from(item_vectors_NV: np.ndarray | None, model: OneRec, size: float, seed: int) -> None:
+    """Start the items' own vectors as the tokenizer's.
+
+    Raises:
+        ArtifactError: there are none, or they are of another catalogue.
+    """
+    table = model.encoder.embedding.items
+    if item_vectors_NV is None or table is None:
+        raise ArtifactError(
+            "model.item_start: found no item vectors to start from. Give the tokenizer's, or set it to 0."
+        )
+    start_items(table, item_vectors_NV, size, seed)
 
 
 def training_windows(

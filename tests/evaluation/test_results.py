@@ -8,8 +8,10 @@ from onerec.errors import ArtifactError, DataError
 from onerec.evaluation import metrics
 from onerec.evaluation.evaluator import Evaluation, Targets
 from onerec.evaluation.published import _read_file, published_figures
+from onerec.evaluation.record import main
 from onerec.evaluation.results import Run, read_results, summarize_runs, write_results
 from onerec.evaluation.settings import EvaluationSettings
+from onerec.evaluation.slices import slice_table
 from onerec.evaluation.tables import print_results
 
 SETTINGS = EvaluationSettings(ks=(1, 5, 10), bootstrap_samples=200)
@@ -154,3 +156,55 @@ def test_published_figures_follow_their_schema_and_are_shares():
             for k in (5, 10):
                 assert row.metrics.get(f"ndcg@{k}", 0) <= row.metrics.get(f"recall@{k}", 1)
     assert published_figures("unknown", "seen_allowed") == []
+
+
+def test_slices_stand_side_by_side_with_short_and_long_lists(results):
+    assert slice_table(results, "test").metrics == ["recall@10"]  # the longest list is of ten
+    wide = results.model_copy(deep=True)
+    wide.settings["ks"] = [1, 5, 10, 50]
+    for summary, long in zip(wide.test.values(), (0.75, 0.25), strict=True):
+        summary.slices["cold"]["recall@50"] = long
+    table = slice_table(wide, "test")
+    assert table.metrics == ["recall@10", "recall@50"]
+    assert table.slices == {"cold": 1, "hot": 0}
+    assert table.rows == {"onerec": [".5000/.7500", "–/–"], "popularity": [".5000/.2500", "–/–"]}
+    console = Console(file=io.StringIO(), width=80)
+    print_results(wide, console)
+    assert ".5000/.7500" in console.file.getvalue()
+    assert "R@10/R@50 by" in console.file.getvalue()
+
+
+def test_the_record_sets_ours_and_published_figures_in_the_columns_of_their_protocols(results, tmp_path, capsys):
+    write_results(tmp_path / "amazon14_beauty" / "metrics.json", results)
+    config = "model: {d_model: 64, dropout: 0.3}\ntraining: {epochs: 7}\n"
+    (tmp_path / "amazon14_beauty" / "config.yaml").write_text(config)
+    write_results(tmp_path / "made" / "metrics.json", results.model_copy(update={"dataset": "made", "seeds": [3]}))
+    assert main([str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    beauty, made = printed.split("**made**")
+    assert "seeds 0, 1; 4 of 4 test targets; width 64, dropout 0.3, 7 epochs, all in" in beauty
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in beauty.splitlines() if line.startswith("|")]
+    cells = {row[0]: row[1:] for row in rows}
+    # Two of four hit, then three: first and second place twice, the third place once.
+    low = f"{(1 + 1 / np.log2(3)) / 4:.4f}".removeprefix("0")
+    high = (1 + 1 / np.log2(3) + 1 / 2) / 4
+    mean, spread = (float(low) + high) / 2, (high - float(low)) / np.sqrt(2)
+    assert cells["onerec"][0] == f".6250 ± .1768 / {mean:.4f} ± {spread:.4f}".replace("0.", ".")
+    assert cells["onerec"][2] == cells["onerec"][0]
+    assert cells["onerec"][4:6] == ["2", "10"]
+    assert cells["onerec"][6].startswith("ours, mean of 2 seeds")
+    assert cells["popularity"][6] == "ours"
+    assert cells["TIGER"][0] == ".0648 / .0384"
+    assert cells["TIGER"][2] == ""
+    assert "second-hand" in cells["TIGER"][6]
+    assert cells["eSASRec"][0] == ""
+    assert cells["eSASRec"][2] == ".0928 / .0523"
+    assert "authors' repository; primary" in cells["eSASRec"][6]
+    assert cells["DiffGRM"][6].endswith("second-hand; Recall derived from a relative gain")
+    assert "seed 3;" in made
+    assert "TIGER" not in made
+
+
+def test_a_record_of_nothing_is_refused(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 1
+    assert "found no */metrics.json" in capsys.readouterr().err

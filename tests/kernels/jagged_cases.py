@@ -18,10 +18,11 @@ def make(lengths: list[int], num_heads: int, width: int, seed: int, dtype: torch
 
 
 def times_of(lengths: list[int], seed: int) -> Tensor:
-    """Seconds within some days, one in eight of them unknown."""
+    """Seconds within some days, one in eight of them unknown; the last but one of every sequence has none."""
     torch.manual_seed(seed)
     times_T = 1.7e9 + torch.rand(sum(lengths), dtype=torch.float64).mul(3e5).round()
-    return times_T.masked_fill(torch.rand(sum(lengths)) < 0.125, float("nan"))
+    times_T = times_T.masked_fill(torch.rand(sum(lengths)) < 0.125, float("nan"))
+    return times_T.index_fill(0, (offsets_of(lengths)[1:] - 2).clamp(min=0), float("inf"))
 
 
 def expected_of(
@@ -34,7 +35,9 @@ def expected_of(
         places_S = torch.arange(len(times_S))
         distances_SS = (places_S[:, None] - places_S).clamp(min=0, max=len(place_bias_P) - 1)
         buckets_SS = interval_buckets(times_S[:, None] - times_S, NUM_INTERVALS)
-        bias_SS = place_bias_P[distances_SS] + interval_bias_I[buckets_SS]
+        bias_SS = place_bias_P[distances_SS]
+        timed_S = ~times_S.isinf()
+        bias_SS = bias_SS + torch.where(timed_S[:, None] & timed_S, interval_bias_I[buckets_SS], 0.0)
         biases.append(bias_SS if biased else torch.zeros(len(times_S), len(times_S)))
     return reference.jagged_attention(*inputs, offsets_of(lengths), form, biases, scale)
 

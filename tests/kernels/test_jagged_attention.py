@@ -36,8 +36,19 @@ def test_by_hand() -> None:
 
 
 def test_intervals_grow_by_a_third_and_unknown_ones_have_their_own() -> None:
-    seconds = torch.tensor([float("nan"), 0.0, 1.0, 1.36, -1.83, 1e9], dtype=torch.float64)
-    assert interval_buckets(seconds, 20).tolist() == [0, 1, 1, 2, 3, 19]
+    """ln(100) / 0.301 = 15.3, ln(101) / 0.301 = 15.3; under a second and one second are the first bucket."""
+    seconds = torch.tensor([float("nan"), float("inf"), 0.0, 1.0, 1.36, -1.83, 100, -101, 1e9], dtype=torch.float64)
+    assert interval_buckets(seconds, 20).tolist() == [0, 0, 1, 1, 2, 3, 16, 16, 19]
+
+
+def test_a_position_without_a_time_is_added_nothing_for_it() -> None:
+    """silu(2) of the position itself and silu(0) of the first, which has no time, by two; silu(3) alone is neither."""
+    ones, values = torch.ones(2, 1, 1), torch.tensor([[[4.0]], [[8.0]]])
+    times, intervals = torch.tensor([float("inf"), 7.0], dtype=torch.float64), torch.tensor([3.0, 2.0, 3.0])
+    found = attend_jagged(
+        0 * ones, ones, values, torch.tensor([0, 2]), 2, "silu", interval_bias_I=intervals, times_T=times
+    )
+    torch.testing.assert_close(found.flatten(), torch.tensor([0.0, 8 / 2 * 2 / (1 + math.exp(-2))]))
 
 
 @pytest.mark.skipif(is_installed("flash"), reason="flash-attn is installed")

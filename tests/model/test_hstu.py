@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 
+from kernels.jagged_attention import attend_jagged
 from onerec.data.features import FittedPathways, fit_pathways, resolve_features
 from onerec.data.histories import Histories, Split
 from onerec.data.pathway_settings import PathwaySettings
@@ -19,9 +20,10 @@ from onerec.data.settings import FeedbackKind
 from onerec.decoding.recommender import OneRecRecommender
 from onerec.decoding.trie import Trie
 from onerec.errors import ConfigError
+from onerec.model import hstu
 from onerec.model.configuration import OneRecConfig
 from onerec.model.context import ContextEncoder
-from onerec.model.hstu import interval_buckets, pointwise_attention
+from onerec.model.hstu import pointwise_attention
 from onerec.model.onerec import OneRec
 from onerec.training.pretraining import training_windows
 
@@ -103,14 +105,6 @@ def test_pointwise_attention_by_hand() -> None:
     torch.testing.assert_close(found.flatten(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_buckets_of_time_by_hand() -> None:
-    """ln(100) / 0.301 = 15.3, ln(101) / 0.301 = 15.3; under a second and one second are the first bucket."""
-    found = interval_buckets(torch.tensor([[100.0, 0.0, 1.0, NAN, -1.0, 1e12]], dtype=torch.float64))[0]
-    assert found[0].tolist() == [1, 16, 16, 0, 16, 72]
-    assert found[:, 1].tolist() == [16, 1, 1, 0, 1, 72]
-    assert found[3].tolist() == [0] * 6
-
-
 def bucket(seconds: float) -> int:
     return 0 if math.isnan(seconds) else 1 + min(int(math.log(max(abs(seconds), 1)) / 0.301), 71)
 
@@ -175,6 +169,35 @@ def test_a_padded_batch_equals_loops_over_each_request(context: str, pathways: d
         num_older = len(expected) - 1 - len(items)
         kept = torch.cat([found[:num_older], found[found_older : found_older + 1 + len(items)]])
         torch.testing.assert_close(kept, torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pathways", PATHWAYS[:2])
+def test_jagged_attention_gives_the_same_states_and_gradients(
+    pathways: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a GPU's kernel would be taken, by its plain form; some of the times are not known."""
+    model, fitted = make_model(pathways)
+    windows = training_windows(DATA.histories, model, fitted)
+    batch = windows.collate(np.arange(len(windows)))
+    if pathways is not None:
+        batch["pathways"]["times"][0, 1] = NAN
+    mixed: list[int] = []
+
+    def count(*arguments: Any) -> torch.Tensor:
+        mixed.append(len(arguments[0]))
+        return attend_jagged(*arguments)
+
+    losses, gradients = [], []
+    for jagged in (False, True):
+        monkeypatch.setattr(hstu, "takes_kernel", lambda *_, answer=jagged: answer)
+        monkeypatch.setattr(hstu, "attend_jagged", count)
+        loss = model(**batch).loss
+        losses.append(loss.detach())
+        gradients.append(torch.autograd.grad(loss, [*model.encoder.parameters()], allow_unused=True))
+    real = int((batch["input_ids"] > 0).sum()) + len(windows)
+    assert mixed == [real] * LAYERS
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
 
 
 # ---- what it may know ----------------------------------------------------------------------------------------------

@@ -1,8 +1,5 @@
 """Experts: routing and balancing by hand, the sum of a token's experts by a loop, loads over padding and processes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +11,7 @@ from onerec.model.configuration import OneRecConfig
 from onerec.model.layers import FeedForward
 from onerec.model.moe import MixtureOfExperts, Router, balance_experts, load_statistics
 from onerec.model.onerec import OneRec
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import started
 
 
 def configuration(**changes: object) -> OneRecConfig:
@@ -226,13 +222,13 @@ def shared_step(rank: int, num_processes: int, rendezvous: Path) -> Tensor:
 
 
 def test_processes_share_their_loads(tmp_path: Path) -> None:
-    other = subprocess.Popen([sys.executable, __file__, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    ours = shared_step(0, 2, tmp_path / "rendezvous")
-    assert other.wait() == 0
+    with started(save_shared_step, tmp_path) as other:
+        ours = shared_step(0, 2, tmp_path / "rendezvous")
+        other.join()
+        assert other.exitcode == 0
     for found in (ours, torch.load(tmp_path / "other.pt")):
         torch.testing.assert_close(found, torch.tensor([[4.0, 4.0, 0.0], [-0.25, -0.25, 0.25]]))
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def save_shared_step(folder: Path) -> None:
     torch.save(shared_step(1, 2, folder / "rendezvous"), folder / "other.pt")

@@ -9,6 +9,8 @@ import torch
 from transformers import AutoModel, AutoModelForSeq2SeqLM
 
 from onerec.data.batches import IGNORED_TARGET
+from onerec.decoding.beam import beam_search
+from onerec.decoding.trie import Trie
 from onerec.errors import ArtifactError
 from onerec.model.configuration import OneRecConfig
 from onerec.model.distillation import CodeTeacher
@@ -172,6 +174,25 @@ def test_beams_follow_their_parents() -> None:
         model.decode_step(torch.tensor([[prefix[0]]]), 1, context, lone)
         expected = model.decode_step(torch.tensor([[prefix[1]]]), 2, context, lone)
         torch.testing.assert_close(found[:, beam], expected[:, 0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("context", [{}, {"context": "lazy"}, {"num_experts": 4}])
+def test_compiled_steps_decode_alike(context: dict[str, object]) -> None:
+    model = build_model(prefix_vectors=True, repeat_bias=True, head_dim=32, **context)
+    codes_NL = np.stack(np.unravel_index(np.arange(0, 120, 3), CODES_PER_LEVEL), axis=1)
+    model.set_codes(codes_NL, "hash-of-the-table")
+    trie = Trie.from_table(codes_NL, CODES_PER_LEVEL)
+    found = []
+    for compiled in (False, True):
+        model.decoder.compiled = compiled
+        for rows, lengths in ([[3, 9, 4], [1, 2, 0]], [3, 2]), ([[7]], [1]):  # many requests with padding, and one
+            with torch.inference_mode():
+                encoded = model.encode(torch.tensor(rows), torch.tensor(lengths))
+            found.append(beam_search(model, encoded, trie, num_beams=20, k=20))
+    for eager, program in zip(found[:2], found[2:], strict=True):
+        torch.testing.assert_close(program.scores_BK, eager.scores_BK)
+        torch.testing.assert_close(program.items_BK, eager.items_BK)
 
 
 def test_flat_logits_are_those_of_the_levels() -> None:

@@ -53,12 +53,13 @@ def test_logits_are_those_of_a_loop_over_all_items(table: tuple[np.ndarray, list
     for level in range(len(sizes)):
         prefixes = list(product(*(range(size) for size in sizes[:level])))
         states_RD = torch.randn(len(prefixes), 8)
-        found_RK = heads(states_RD, level, torch.arange(len(prefixes)), pooled)
+        before_RK = torch.randn(len(prefixes), sizes[level])
+        found_RK = heads(before_RK.clone(), states_RD, level, torch.arange(len(prefixes)), pooled) - before_RK
         for prefix, state_D, found_K in zip(prefixes, states_RD, found_RK, strict=True):
             for code in range(sizes[level]):
                 below_N = (codes_NL[:, : level + 1] == [*prefix, code]).all(axis=1)
                 mean_E = vectors_NE[below_N].mean(dim=0) if below_N.any() else torch.zeros(5)
-                torch.testing.assert_close(found_K[code], heads.queries[level](state_D) @ mean_E)
+                torch.testing.assert_close(found_K[code], heads.queries[level](state_D) @ mean_E, atol=1e-6, rtol=1e-4)
 
 
 def test_gradients_reach_queries_and_vectors() -> None:
@@ -66,7 +67,8 @@ def test_gradients_reach_queries_and_vectors() -> None:
     heads, tree = PrefixHeads(config), PrefixTree(CODES_NL, SIZES, torch.device("cpu"))
     vectors_NE = torch.randn(5, 8, requires_grad=True)
     states_RD = torch.randn(2, 8, requires_grad=True)
-    heads(states_RD, 1, torch.tensor([1, 0]), tree.pool(vectors_NE)).square().sum().backward()
+    nothing_RK = torch.zeros(2, SIZES[1])
+    heads(nothing_RK, states_RD, 1, torch.tensor([1, 0]), tree.pool(vectors_NE)).square().sum().backward()
     for leaf in (vectors_NE, states_RD):
         assert leaf.grad is not None
         assert leaf.grad.abs().sum(dim=1).all()

@@ -12,33 +12,27 @@ import numpy as np
 import pytest
 import torch
 
-import train
 from onerec.bundle import Bundle
 from onerec.config import RunConfig
 from onerec.data.histories import Split
 from onerec.data.pathways import EventSource
 from onerec.model.onerec import OneRec
 from onerec.pipeline import Pipeline
+from rl import workers
 from rl.experience import ExperienceMaker
 from rl.generation import RolloutPlan
 from rl.settings import AlignedRunConfig
+from tests.processes import prepared_context
+from tests.tiny_run import run_stage, write_config
 from tokenizer.artifacts import read_manifest, write_manifest
 from tokenizer.settings import dump_yaml, load_settings
 from tokenizer.table import SemanticIdTable
 
 ROOT = Path(__file__).parent.parent.parent
-CONFIG = """
-name: tiny
+CHANGES = """
 data:
-  source: world
-  world: {num_users: 120, num_items: 100, num_events: 2400}
-tokenizer:
-  text: {weight: 0}
-  collaborative: {width: 16}
-  quantizer: {codes_per_level: [8, 8], iterations: 5}
-model: {d_model: 16, num_heads: 2, d_ff: 32, num_context_layers: 1, num_decoder_layers: 1, max_history_items: 8}
-training: {epochs: 3, evaluate_every_epochs: 3, max_positions_per_step: 512, learning_rate: 5.0e-3, warmup_steps: 2}
-decoding: {num_beams: 10}
+  world: {num_users: 120, num_events: 2400}
+training: {epochs: 3, evaluate_every_epochs: 3, max_positions_per_step: 512, learning_rate: 5.0e-3}
 evaluation: {ks: [1, 10], bootstrap_samples: 2}
 align:
   steps: 8
@@ -57,9 +51,9 @@ FOOTBALL = "{base: 0, rank_weight: 0, rules: [{kind: forbidden, column: topic, v
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The config, beside a run that was pre-trained by it; never changed by a test."""
     folder = tmp_path_factory.mktemp("pretrained")
-    (folder / "tiny.yaml").write_text(CONFIG)
+    config = write_config(folder, CHANGES)
     for stage in ("data", "tokenizer", "pretrain"):
-        assert train.main(["--config", str(folder / "tiny.yaml"), "--runs", str(folder), "--stage", stage]) == 0
+        assert run_stage(config, folder, stage=stage) == 0
     return folder
 
 
@@ -69,11 +63,15 @@ def align(pretrained: Path, tmp_path: Path):
     shutil.copytree(pretrained / "tiny", tmp_path / "tiny")
 
     def call(*overrides: str) -> int:
-        changes = [part for override in overrides for part in ("--set", override)]
-        config = str(pretrained / "tiny.yaml")
-        return train.main(["--config", config, "--runs", str(tmp_path), "--stage", "align", *changes])
+        return run_stage(pretrained / "tiny.yaml", tmp_path, *overrides, stage="align")
 
     return call
+
+
+@pytest.fixture
+def prepared_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rollout workers start without the ten seconds that importing anew takes each of them."""
+    monkeypatch.setattr(workers, "get_context", lambda _: prepared_context())
 
 
 def log_of(folder: Path, key: str) -> list[float]:
@@ -209,6 +207,7 @@ def test_a_training_that_was_cut_off_goes_on_as_if_it_had_not_been(
     assert len(resumed["loss"]) == 4
 
 
+@pytest.mark.usefixtures("prepared_workers")
 def test_a_rollout_worker_generates_what_the_trainer_would(align, tmp_path: Path) -> None:
     """On-policy with one worker: the same training to the last digit, the format reward's samples included."""
     options = ["align.steps=4", "align.format={group_size: 8, chosen: 5}"]
@@ -220,6 +219,7 @@ def test_a_rollout_worker_generates_what_the_trainer_would(align, tmp_path: Path
     assert {key: log_of(tmp_path, key) for key in found} == found
 
 
+@pytest.mark.usefixtures("prepared_workers")
 def test_a_worker_that_dies_ends_the_training_with_a_message(
     align, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,10 +244,8 @@ def test_a_model_with_pathways_is_aligned_on_what_it_reads(pretrained: Path, tmp
         shutil.copytree(pretrained / "tiny" / part, tmp_path / "tiny" / part)
     pathways = "{short_term: {}, positive: {column: like, length: 4}, returns: {columns: [watch_seconds]}}"
     changes = [f"model.pathways={pathways}", "training.epochs=1", "training.evaluate_every_epochs=1", "align.steps=4"]
-    options = [part for change in changes for part in ("--set", change)]
-    config = str(pretrained / "tiny.yaml")
     for stage in ("pretrain", "align"):
-        assert train.main(["--config", config, "--runs", str(tmp_path), "--stage", stage, *options]) == 0
+        assert run_stage(pretrained / "tiny.yaml", tmp_path, *changes, stage=stage) == 0
     assert details_of(tmp_path)["step"] == 4
     settings = load_settings(AlignedRunConfig, pretrained / "tiny.yaml", changes)
     pipeline = Pipeline.open(settings.run_config(), tmp_path)

@@ -1,10 +1,7 @@
 """Rollouts of other processes: equal to the trainer's own after every sending of weights, and only then."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +16,8 @@ from rl.generation import RolloutPlan
 from rl.rollout import Prompts, Rollout
 from rl.settings import AlignSettings
 from rl.workers import RolloutWorkers, Shares, join_group, serve_rollouts
+from tests.processes import started
 
-ROOT = Path(__file__).parent.parent.parent
 SIZES, NUM_ITEMS, NUM_USERS, LENGTH = (3, 4, 2), 14, 12, 7
 NUM_WORKERS = 2
 
@@ -57,15 +54,19 @@ def make_plan() -> RolloutPlan:
 @contextmanager
 def workers(folder: Path) -> Iterator[dist.ProcessGroup]:
     """Worker processes, whose models begin with other weights, and the group in which this process is their trainer."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    places = [[str(worker), str(folder)] for worker in range(NUM_WORKERS)]
-    processes = [subprocess.Popen([sys.executable, __file__, *place], env=environment) for place in places]
-    try:
+    with ExitStack() as stack:
+        processes = [stack.enter_context(started(serve, worker, folder)) for worker in range(NUM_WORKERS)]
         yield join_group(folder / "rendezvous", 0, NUM_WORKERS + 1)
-        assert [process.wait(timeout=300) for process in processes] == [0] * NUM_WORKERS
-    finally:
         for process in processes:
-            process.kill()
+            process.join(timeout=300)
+        assert [process.exitcode for process in processes] == [0] * NUM_WORKERS
+
+
+def serve(worker: int, folder: Path) -> None:
+    """A worker's life, which leaves the number of its rollouts in a file."""
+    group = join_group(folder / "rendezvous", worker + 1, NUM_WORKERS + 1)
+    served = serve_rollouts(make_model(seed=100 + worker), make_plan(), group, worker, NUM_WORKERS)
+    (folder / f"served-{worker}").write_text(str(served))
 
 
 def assert_same(found: Rollout, expected: Rollout) -> None:
@@ -124,10 +125,3 @@ def test_the_shares_of_trainers_and_their_workers_part_the_prompts() -> None:
         np.testing.assert_array_equal(own, rows[rank::2])
         everyone.extend(own)
     assert sorted(everyone) == rows.tolist()
-
-
-if __name__ == "__main__":
-    worker, where = int(sys.argv[1]), Path(sys.argv[2])
-    group = join_group(where / "rendezvous", worker + 1, NUM_WORKERS + 1)
-    served = serve_rollouts(make_model(seed=100 + worker), make_plan(), group, worker, NUM_WORKERS)
-    (where / f"served-{worker}").write_text(str(served))

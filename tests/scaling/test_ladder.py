@@ -1,10 +1,7 @@
 """What a budget buys, the loss that is measured, and a ladder through the door that is kept, added to and resumed."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from onerec.model.configuration import OneRecConfig
 from onerec.model.flops import training_flops
 from onerec.model.onerec import OneRec
 from onerec.scaling.ladder import Plan, code_loss, held_out_windows, window_flops
+from tests.processes import started
 
 CONFIG = """
 name: tiny
@@ -100,14 +98,10 @@ def test_a_killed_ladder_goes_on_and_can_be_added_to(tmp_path: Path, capsys: pyt
     for folder in (whole, killed):
         folder.mkdir()
     assert run(whole) == 0
-    (killed / "tiny.yaml").write_text(CONFIG)
-    command = [sys.executable, "train.py", "--config", str(killed / "tiny.yaml"), "--runs", str(killed)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([*command, "--stage", "scaling"], cwd=Path(train.__file__).parent, **quiet)
-    while process.poll() is None and not list(killed.glob("tiny/scaling/work/d16*/checkpoint-*")):
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    with started(run, killed) as process:
+        while process.is_alive() and not list(killed.glob("tiny/scaling/work/d16*/checkpoint-*")):
+            time.sleep(0.02)
+    assert process.exitcode == -signal.SIGKILL
     assert [path.name for path in killed.glob("tiny/scaling/points/*")] == ["d8-l1-3e+07"]
     assert run(killed) == 0
     laws = [json.loads((root / "tiny/scaling/law.json").read_text()) for root in (killed, whole)]

@@ -2,8 +2,6 @@
 
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,13 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+import serve
 from onerec.bundle import Bundle
 from onerec.errors import ConfigError, DataError
-from onerec.serving.batch import Batch, BatchSettings, run_batch
+from onerec.serving.batch import Batch, BatchSettings, Workers, run_batch
 from onerec.serving.changes import ItemChange, SqliteChanges
 from onerec.serving.histories import SqliteHistories, StoredEvent
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.processes import started
 
 
 def write_users(path: Path, num_users: int = 21) -> list[list[int]]:
@@ -51,23 +49,24 @@ def test_the_answers_are_the_evaluators(small_bundle: Path, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "users.parquet"]
 
 
-def test_a_killed_run_goes_on_and_gives_what_an_unbroken_one_gives(small_bundle: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_gives_what_an_unbroken_one_gives(
+    small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     users = tmp_path / "users.parquet"
     write_users(users, 400)
     settings = ["--set", "users_per_part=8", "--set", "k=3"]
-    command = [sys.executable, str(ROOT / "serve.py"), "batch", "--bundle", str(small_bundle), "--users", str(users)]
     broken, parts = tmp_path / "broken.parquet", tmp_path / "broken.parquet.parts"
-    process = subprocess.Popen([*command, "--out", str(broken), *settings], stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(list(parts.glob("0*.parquet"))) < 3:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command = ["batch", "--bundle", str(small_bundle), "--users", str(users), "--out", str(broken), *settings]
+    with started(serve.main, command) as process:
+        while process.is_alive() and len(list(parts.glob("0*.parquet"))) < 3:
+            time.sleep(0.002)
+    assert process.exitcode == -signal.SIGKILL
     made = {path.name: path.stat().st_mtime_ns for path in parts.glob("0*.parquet")}
     assert 3 <= len(made) < 50
     assert not broken.exists()
 
-    done = subprocess.run([*command, "--out", str(broken), *settings], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, f"{broken}: 400 users answered\n"), done.stderr
+    assert serve.main(command) == 0
+    assert capsys.readouterr().out == f"{broken}: 400 users answered\n"
     unbroken = tmp_path / "unbroken.parquet"
     run_batch(small_bundle, users, unbroken, None, BatchSettings(users_per_part=8, k=3))
     assert pl.read_parquet(broken).equals(pl.read_parquet(unbroken))
@@ -155,6 +154,15 @@ def test_a_bad_table_is_refused(
     with pytest.raises((DataError, ConfigError), match=re.escape(reason)):
         run_batch(small_bundle, tmp_path / "users.parquet", tmp_path / "out.parquet", None, settings)
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_workers_that_cannot_be_had_are_refused(small_bundle: Path, users: Path, tmp_path: Path) -> None:
+    SqliteHistories(tmp_path / "state.sqlite").close()
+    where = (small_bundle, users, tmp_path / "out.parquet", tmp_path / "state.sqlite", BatchSettings())
+    with pytest.raises(ConfigError, match="workers: found 0, expected at least 1"):
+        run_batch(*where, Workers(0))
+    with pytest.raises(ConfigError, match=r"found the SQLite file .*state\.sqlite, expected the address of a Redis"):
+        run_batch(*where, Workers(2, "auto"))
 
 
 def test_files_that_cannot_be_read_are_refused(small_bundle: Path, users: Path, tmp_path: Path) -> None:

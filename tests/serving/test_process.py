@@ -3,8 +3,7 @@
 import os
 import re
 import signal
-import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,34 +11,30 @@ from pathlib import Path
 import httpx
 import polars as pl
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+import serve
+from tests.processes import started
+
 ADMIN = "admin-key-of-the-server"
 AUTHORIZED = {"authorization": f"Bearer {ADMIN}"}
+
+
+def run_server(arguments: list[str]) -> int:
+    os.environ["ONEREC_ADMIN_KEY"] = ADMIN
+    return serve.main(arguments)
 
 
 @contextmanager
 def serving(bundle: Path, state: Path) -> Iterator[httpx.Client]:
     """A server that is killed, not stopped, in the end."""
-    arguments = ["--bundle", str(bundle), "--port", "0", "--histories", str(state)]
-    environment = {**os.environ, "ONEREC_ADMIN_KEY": ADMIN}
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "serve.py"), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=environment,
-    )
-    try:
-        assert process.stdout is not None
-        address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
-        assert address is not None
+    arguments, log = ["--bundle", str(bundle), "--port", "0", "--histories", str(state)], state.with_suffix(".log")
+    log.write_text("")
+    with started(run_server, arguments, log=log) as process:
+        while process.is_alive() and not (address := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())):
+            time.sleep(0.02)
+        assert address is not None, log.read_text()
         with httpx.Client(base_url=address[0], timeout=120) as client:
             yield client
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_acknowledged_changes_and_events_are_there_after_a_kill(

@@ -1,12 +1,9 @@
 """The stream stage on a tiny world: what it shows and keeps, that a kill changes nothing, and what it refuses."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,41 +11,34 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-import train
 from onerec.bundle import Bundle, build_trie
 from onerec.data.histories import Histories, Split
 from onerec.decoding.recommender import OneRecRecommender
 from onerec.streaming.state import StreamState
+from tests.processes import started
+from tests.tiny_run import run_stage, write_config
 from tokenizer.artifacts import read_manifest
 
-CONFIG = """
-name: tiny
+CHANGES = """
 data:
-  source: world
-  world: {num_users: 40, num_items: 100, num_events: 700, period_days: 8}
+  world: {num_users: 40, num_events: 700, period_days: 8}
 tokenizer:
-  text: {weight: 0}
   given: {weight: 0.5, source: vector}
   collaborative: {width: 8}
-  quantizer: {codes_per_level: [8, 8], iterations: 5}
-model: {d_model: 16, num_heads: 2, d_ff: 32, num_context_layers: 1, num_decoder_layers: 1, max_history_items: 8}
-training: {epochs: 1, evaluate_every_epochs: 1, max_positions_per_step: 128, warmup_steps: 2, checkpoint_steps: 2}
+training: {max_positions_per_step: 128, checkpoint_steps: 2}
 decoding: {num_beams: 5}
-evaluation: {ks: [1, 10], protocols: [seen_excluded], bootstrap_samples: 20}
+evaluation: {ks: [1, 10], protocols: [seen_excluded]}
 stream: {partition_days: 2, learning_rate: 0.005}
 """
 
 
 def run(config: Path, runs: Path, *overrides: str) -> int:
-    changes = [part for override in overrides for part in ("--set", override)]
-    return train.main(["--config", str(config), "--runs", str(runs), "--stage", "stream", *changes])
+    return run_stage(config, runs, *overrides, stage="stream")
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(CONFIG)
-    return path
+    return write_config(tmp_path_factory.mktemp("config"), CHANGES)
 
 
 @pytest.fixture(scope="module")
@@ -130,15 +120,12 @@ def test_finished_partitions_are_kept_without_their_tables(config: Path, runs: P
 
 
 def test_a_killed_stream_goes_on_to_the_same_weights_and_figures(config: Path, runs: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "train.py", "--config", str(config), "--runs", str(tmp_path), "--stage", "stream"]
     second = days_of(runs)[1].name
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=Path(train.__file__).parent, **quiet)
     work = tmp_path / "tiny" / "stream" / "work" / second / "checkpoints"
-    while process.poll() is None and not list(work.glob("checkpoint-*")):
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    with started(run, config, tmp_path) as process:
+        while process.is_alive() and not list(work.glob("checkpoint-*")):
+            time.sleep(0.02)
+    assert process.exitcode == -signal.SIGKILL
     assert len(days_of(tmp_path)) == 1
     assert run(config, tmp_path) == 0
     for name in ("model.safetensors", "optimizer.safetensors", "events/items.npy"):

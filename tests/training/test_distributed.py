@@ -1,14 +1,12 @@
 """Processes train as one: same losses however a step, its state or its weights are shared out, killed or not.
 
-All trainings of two processes run in two launches, for starting Python twice costs more than all of them.
+All trainings of two processes run in two launches.
 """
 
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from onerec.data.batches import many_target_windows
 from onerec.data.histories import Histories, Split
@@ -28,11 +27,11 @@ from onerec.training.checkpoints import finished_checkpoints
 from onerec.training.pretraining import pretrain
 from onerec.training.settings import TrainingSettings
 from onerec.training.trainer import BatchPlan
+from tests.processes import by_torchrun, started
 from tokenizer.table import SemanticIdTable
 
 NUM_ITEMS = 12
-ROOT = Path(__file__).parents[2]
-LONGEST_LAUNCH_S = 400  # far beyond what it takes: a hang, not a slow machine, ends it
+LONGEST_TRAINING_S = 400  # far beyond what it takes: a hang, not a slow machine, ends it
 TRAINING = TrainingSettings(
     precision="float32",
     epochs=2,
@@ -55,7 +54,7 @@ AVERAGED = {"ema_decay": 0.9}
 SPARSE = {"sparse_tables": True}
 EXPERTS = {"num_experts": 16}  # more than a process's tokens of most steps choose: some are without any
 SHARDED = {"zero_stage": 2, **AVERAGED}
-THRIFTY = {"zero_stage": 3, "accumulation_steps": 3, "activation_checkpointing": True, **AVERAGED}
+THRIFTY = {"zero_stage": 3, "accumulation_steps": 2, "activation_checkpointing": True, **AVERAGED}
 DRAWN = {"layer_dropout": 0.5, "prefix_loss_weight": 0.2, "prefix_rivals": 3, "adversarial_weight": 0.5}
 Jobs = Sequence[tuple[str, dict[str, Any]]]
 
@@ -63,7 +62,7 @@ Jobs = Sequence[tuple[str, dict[str, Any]]]
 def ragged_histories() -> Histories:
     """Users with 1 to 12 training events, so that long ones fill a step alone."""
     generator = np.random.default_rng(0)
-    lengths = generator.integers(1, 13, 16)
+    lengths = generator.integers(1, 13, 10)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     items = generator.integers(0, NUM_ITEMS, offsets[-1]).astype(np.int32)
     splits = np.full(len(items), Split.TRAIN, dtype=np.uint8)
@@ -134,13 +133,6 @@ def train_in_turn(root: Path, jobs: Jobs) -> None:
             (root / name / "error").write_text(str(error))
 
 
-def launch(root: Path, num_processes: int, jobs: Jobs) -> subprocess.CompletedProcess[str]:
-    """`train_in_turn` in processes started by torchrun, or in one started without it."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    command = [sys.executable, *(torchrun if num_processes > 1 else []), __file__, str(root), json.dumps(jobs)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LONGEST_LAUNCH_S)
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of trainings: one process in this one, two that are killed, two more, and DeepSpeed with one alone."""
@@ -149,19 +141,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_in_turn(root, [("one objectives", objectives(root))])
     with pytest.raises(RuntimeError, match="stopped here"):
         train(root / "one then two", fatal_validation=2)
-    killed = launch(root, 2, [("killed", {"killed": True, **SHARDED})])
-    (root / "killed" / "stderr").write_text(killed.stderr)
-    assert killed.returncode != 0
+    with pytest.raises(ChildFailedError) as ended:
+        by_torchrun(2, train_in_turn, root, [("killed", {"killed": True, **SHARDED})])
+    (root / "killed" / "message").write_text(str(ended.value))
     resumed = [("one then two", {}), ("killed", SHARDED)]
     two = [("two", {}), ("two sparse", SPARSE), ("two experts", EXPERTS)]
     two += [("two objectives", objectives(root)), ("two drawn", {"drawn": True, **objectives(root)})]
     sharded = [("two stage 1", {"zero_stage": 1}), ("two stage 3", THRIFTY)]
-    together = launch(root, 2, [*resumed, *two, *sharded])
-    assert together.returncode == 0, together.stderr
+    by_torchrun(2, train_in_turn, root, [*resumed, *two, *sharded])
     shutil.copytree(root / "killed", root / "refused")
     shutil.rmtree(root / "refused" / "pretrain")
-    alone = launch(root, 1, [("refused", SHARDED), ("alone stage 3", THRIFTY), ("after it", {})])
-    assert alone.returncode == 0, alone.stderr
+    alone = [("refused", SHARDED), ("alone stage 3", THRIFTY), ("after it", {})]
+    with started(train_in_turn, root, alone, log=root / "alone.log") as process:
+        process.join(LONGEST_TRAINING_S)
+        assert process.exitcode == 0, (root / "alone.log").read_text()
     return root
 
 
@@ -237,7 +230,7 @@ def test_one_process_goes_on_where_two_have_stopped(root: Path) -> None:
 
 
 def test_a_killed_process_ends_the_job_with_a_message(root: Path) -> None:
-    assert "SIGKILL" in (root / "killed" / "stderr").read_text()
+    assert "SIGKILL" in (root / "killed" / "message").read_text()
 
 
 def test_shards_of_two_processes_are_refused_by_one(root: Path) -> None:
@@ -248,11 +241,7 @@ def test_shards_of_two_processes_are_refused_by_one(root: Path) -> None:
 
 def test_optimizer_state_is_shared_out(root: Path) -> None:
     """Two processes hold half of it each."""
-    whole = (root / "two" / "checkpoints" / "checkpoint-22" / "optimizer.pt").stat().st_size
-    shards = (root / "two stage 1" / "checkpoints" / "checkpoint-22").glob("global_step22/*_optim_states.pt")
+    whole = (root / "two" / "checkpoints" / "checkpoint-12" / "optimizer.pt").stat().st_size
+    shards = (root / "two stage 1" / "checkpoints" / "checkpoint-12").glob("global_step12/*_optim_states.pt")
     # Beside the two moments a shard holds the weights: three numbers for each of half of the weights.
     assert [path.stat().st_size / whole for path in shards] == pytest.approx([0.75, 0.75], rel=0.1)
-
-
-if __name__ == "__main__":
-    train_in_turn(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -55,7 +55,7 @@ RANDOM = ModelSettings(
 
 def histories() -> Histories:
     generator = np.random.default_rng(0)
-    offsets = np.concatenate([[0], np.cumsum(generator.integers(2, 16, 20))])
+    offsets = np.concatenate([[0], np.cumsum(generator.integers(2, 16, 12))])
     items = generator.integers(0, 12, offsets[-1]).astype(np.int32)
     liked = generator.integers(0, 2, len(items)).astype(np.float32)
     splits = np.full(len(items), Split.TRAIN, dtype=np.uint8)

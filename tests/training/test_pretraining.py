@@ -1,12 +1,10 @@
 """Pre-training on a small pattern: it learns, resumes exactly after SIGKILL, and refuses what does not belong."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from onerec.model.onerec import OneRec
 from onerec.model.settings import ModelSettings
 from onerec.training.pretraining import load_pretrained, pretrain
 from onerec.training.settings import TrainingSettings
+from tests.processes import started
 from tokenizer.table import SemanticIdTable
 
 NUM_ITEMS = 12
@@ -136,33 +135,22 @@ def test_model_of_another_table_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_run_continues_with_the_same_losses(tmp_path: Path, num_kills: int) -> None:
-    epochs = 6 * num_kills  # long enough to be killed so often
+    epochs, folder, log = 4 * num_kills, tmp_path / "killed", tmp_path / "log"  # long enough to be killed so often
     train_small(tmp_path / "unbroken", epochs)
     generator = random.Random(num_kills)
     for _ in range(num_kills):
-        process = _start_training(tmp_path / "killed", epochs)
-        _wait_for_progress(tmp_path / "killed" / "checkpoints", process)
-        time.sleep(generator.uniform(0, 1.5))
-        assert process.poll() is None, (tmp_path / "killed.log").read_text()[-2000:]
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    train_small(tmp_path / "killed", epochs)
-    assert losses(tmp_path / "killed") == losses(tmp_path / "unbroken")
+        with started(train_small, folder, epochs, None, 0.4, log=log) as process:
+            _wait_for_progress(folder / "checkpoints", process)
+            time.sleep(generator.uniform(0, 0.75))
+            process.kill()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL, log.read_text()[-2000:]
+    train_small(folder, epochs)
+    assert losses(folder) == losses(tmp_path / "unbroken")
 
 
-def _start_training(folder: Path, epochs: int) -> subprocess.Popen[bytes]:
-    """A process that trains, whose output is in a log beside its folder."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        f"from pathlib import Path\nfrom test_pretraining import train_small\n"
-        f"train_small(Path({str(folder)!r}), {epochs}, seconds_per_validation=0.4)"
-    )
-    with folder.with_suffix(".log").open("w") as log:
-        return subprocess.Popen([sys.executable, "-c", code], stderr=log, stdout=log)
-
-
-def _wait_for_progress(checkpoints: Path, process: subprocess.Popen[bytes]) -> None:
+def _wait_for_progress(checkpoints: Path, process: BaseProcess) -> None:
     """Return when a new checkpoint has appeared or the process has ended."""
     before = set(checkpoints.glob("checkpoint-*"))
-    while process.poll() is None and set(checkpoints.glob("checkpoint-*")) <= before:
+    while process.is_alive() and set(checkpoints.glob("checkpoint-*")) <= before:
         time.sleep(0.02)

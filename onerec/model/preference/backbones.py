@@ -17,6 +17,7 @@ Shapes: B requests, S history events, G items of a request, D width, M tokens of
 H heads, d head width, F inner width, O outputs.
 """
 
+from abc import ABC, abstractmethod
 from itertools import pairwise
 
 import torch
@@ -31,16 +32,14 @@ ITEM_TOKENS = 2
 """Tokens of an item: its own vector, and that of what it is like."""
 
 
-class Backbone(nn.Module):
-    """Histories (B, S, D) with a mask (B, S) and items (B, G, M, D) in, (B, G, O) out.
-
-    Events are newest first; the last place, before all events, is always present.
-    """
+class Backbone(nn.Module, ABC):
+    """Events come newest first; the last place, before all events, is always present."""
 
     out_width: int
 
+    @abstractmethod
     def forward(self, history_BSD: Tensor, present_BS: Tensor, items_BGMD: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Histories (B, S, D) with a mask (B, S) and items (B, G, M, D) in, (B, G, O) out."""
 
 
 class InterestFeatures(nn.Module):

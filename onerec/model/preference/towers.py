@@ -8,6 +8,7 @@ Shapes: B examples, G items of an example, O outputs of the backbone, H hidden w
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,7 @@ class Prediction:
     expected_BG: Tensor  # in the column's own unit
 
 
-class Tower(nn.Module):
+class Tower(nn.Module, ABC):
     """A hidden layer and as many outputs as the column's distribution has parameters; subclasses say what they mean."""
 
     num_raw = 1
@@ -49,17 +50,17 @@ class Tower(nn.Module):
         raw_BGR = self.output(hidden_BGH)
         return Prediction(hidden_BGH, raw_BGR, self.probability(raw_BGR), self.expected(raw_BGR))
 
+    @abstractmethod
     def loss(self, raw_BGR: Tensor, values_BG: Tensor) -> Tensor:
         """Minus the log-likelihood (B, G) of recorded values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def probability(self, raw_BGR: Tensor) -> Tensor:
         """Probability (B, G) of a yes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def expected(self, raw_BGR: Tensor) -> Tensor:
         """Expected value (B, G)."""
-        raise NotImplementedError
 
 
 class BernoulliTower(Tower):

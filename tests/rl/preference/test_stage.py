@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import train
 from onerec.bundle import Bundle
 from onerec.data.histories import Split
 from onerec.data.pathways import EventSource
@@ -17,22 +16,15 @@ from onerec.decoding.selection import Selector, rerank
 from onerec.evaluation.recommender import Ranking
 from onerec.model.preference.artefact import load_reward_model
 from rl.rewards.preference import PreferenceReward
+from tests import tiny_run
 from tokenizer.artifacts import read_manifest, write_manifest
 from tokenizer.table import SemanticIdTable
 
-CONFIG = """
-name: tiny
+CHANGES = """
 data:
-  source: world
-  world: {num_users: 120, num_items: 100, num_events: 4800}
-tokenizer:
-  text: {weight: 0}
-  collaborative: {width: 16}
-  quantizer: {codes_per_level: [8, 8], iterations: 5}
-model: {d_model: 16, num_heads: 2, d_ff: 32, num_context_layers: 1, num_decoder_layers: 1, max_history_items: 8,
-  prefix_vectors: false, repeat_bias: false}
-training: {epochs: 2, evaluate_every_epochs: 2, max_positions_per_step: 512, learning_rate: 5.0e-3, warmup_steps: 2}
-decoding: {num_beams: 10}
+  world: {num_users: 120, num_events: 4800}
+model: {prefix_vectors: false, repeat_bias: false}
+training: {epochs: 2, evaluate_every_epochs: 2, max_positions_per_step: 512, learning_rate: 5.0e-3}
 evaluation: {ks: [1, 10], bootstrap_samples: 2}
 reward:
   towers: {pscore_weights: {like: 2}}
@@ -55,15 +47,14 @@ TOWERS = ["click", "follow", "like", "skip", "watch_seconds"]
 
 
 def run_stage(folder: Path, stage: str, *overrides: str) -> int:
-    changes = [part for override in overrides for part in ("--set", override)]
-    return train.main(["--config", str(folder / "tiny.yaml"), "--runs", str(folder), "--stage", stage, *changes])
+    return tiny_run.run_stage(folder / "tiny.yaml", folder, *overrides, stage=stage)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run up to its reward model; never changed by a test."""
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "tiny.yaml").write_text(CONFIG)
+    tiny_run.write_config(folder, CHANGES)
     for stage in ("data", "tokenizer", "pretrain", "reward"):
         assert run_stage(folder, stage) == 0
     return folder
@@ -202,6 +193,29 @@ def test_alignment_raises_what_the_reward_model_expects(run: Path) -> None:
     selector = Bundle.load(run / "tiny" / "align-bundle").selector
     assert selector is not None
     assert selector.judge.model.config.catalogue_hash == SemanticIdTable.load(run / "tiny" / "tokenizer").catalogue_hash
+
+
+def test_a_bundle_from_before_the_reward_model_is_written_again(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward, bundle = run / "tiny" / "reward", run / "tiny" / "bundle"
+    shutil.move(reward, tmp_path / "away")
+    for stage in ("evaluate", "bundle"):
+        assert run_stage(run, stage) == 0
+    assert Bundle.load(bundle).selector is None
+    shutil.move(tmp_path / "away", reward)
+    capsys.readouterr()
+    assert run_stage(run, "bundle") == 0
+    assert "bundle: found it without the reward model that was trained since, written again" in capsys.readouterr().out
+    written = Bundle.load(bundle)
+    assert written.selector is not None
+    assert written.manifest.inputs["reward"] == read_manifest(reward, "reward").content_hash
+    assert run_stage(run, "bundle") == 0
+    assert "bundle: found the finished artefact, kept" in capsys.readouterr().out
+    (reward / "log_history.json").write_text("[]")
+    write_manifest(reward, "reward", {}, "")
+    assert run_stage(run, "bundle") == 1
+    assert "bundle: its reward: found hash" in capsys.readouterr().err
 
 
 def test_alignment_by_another_reward_model_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
