@@ -43,6 +43,9 @@ class BatchSettings(Settings):
     exclude_seen: bool = Field(True, description="leave out every item of the history")
     max_history_items: PositiveInt = Field(10_000, description="newest stored events of a user that are looked at")
     users_per_part: PositiveInt = Field(4_096, description="users after which the work is safe")
+    compile: bool = Field(
+        False, description="decode by compiled programs, which a C++ compiler takes minutes to make, for large tables"
+    )
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class BatchJob:
         catalogue, _ = Catalogue.of(bundle).adopt(self.changes)
         table = _read_users(self.users, has_histories=histories is not None)
         stored = None if _HISTORY in table.collect_schema() else histories
-        return Batch(catalogue, _with_beams(catalogue.recommender, self.settings), table, stored, self.settings)
+        return Batch(catalogue, _as_wanted(catalogue.recommender, self.settings), table, stored, self.settings)
 
     def path(self, start: int) -> Path:
         """File of the part that begins with row `start`."""
@@ -204,12 +207,14 @@ def opened_state(state: str | Path | None) -> Iterator[tuple[HistoryStore | None
         yield histories, changes.read()
 
 
-def _with_beams(recommender: OneRecRecommender, settings: BatchSettings) -> OneRecRecommender:
+def _as_wanted(recommender: OneRecRecommender, settings: BatchSettings) -> OneRecRecommender:
+    """The recommender with the batch's beams, its decoder compiled or not."""
     beams = settings.beams or max(recommender.num_beams, settings.k)
     if beams < settings.k:
         raise ConfigError(f"beams: found {beams} for k = {settings.k}, expected at least k. Raise beams, or lower k.")
     chosen = copy.copy(recommender)
     chosen.num_beams = beams
+    chosen.model.decoder.compiled = settings.compile
     return chosen
 
 

@@ -70,15 +70,27 @@ class Batcher:
         """Answer what waits, batch by batch, until cancelled."""
         while True:
             await self._arrival.wait()
-            if self._num_rows_waiting < self._limits.max_batch_rows:
-                await asyncio.sleep(self._limits.batch_wait_ms / 1e3)
-            if batch := self._take_batch():
-                begin_s, self._num_rows_in_work = time.monotonic(), _num_rows(batch)
-                await self._answer_batch(batch)
-                self._timed.append((1e3 * (time.monotonic() - begin_s), self._num_rows_in_work))
-                self._num_rows_in_work = 0
+            try:
+                await self._answer_next()
+            except Exception as error:  # a defect here must not leave everybody waiting for ever
+                self._refuse_all(error)
             if not self._waiting:
                 self._arrival.clear()
+
+    async def _answer_next(self) -> None:
+        if self._num_rows_waiting < self._limits.max_batch_rows:
+            await asyncio.sleep(self._limits.batch_wait_ms / 1e3)
+        if batch := self._take_batch():
+            begin_s, self._num_rows_in_work = time.monotonic(), _num_rows(batch)
+            await self._answer_batch(batch)
+            self._timed.append((1e3 * (time.monotonic() - begin_s), self._num_rows_in_work))
+            self._num_rows_in_work = 0
+
+    def _refuse_all(self, error: Exception) -> None:
+        for waiting in self._waiting:
+            if not waiting.answer.done():
+                waiting.answer.set_exception(error)
+        self._waiting, self._num_rows_waiting = deque(), 0
 
     def _mean_batch_ms(self) -> float:
         """Time that the latest batches took; 0 before there were enough to tell."""

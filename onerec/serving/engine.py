@@ -58,7 +58,7 @@ class Query:
     @property
     def kind(self) -> tuple[str, int, bool, bool, bool, Filter | None, int]:
         """Queries of one kind can be searched as one batch: of one length where places of a list are kept."""
-        length = 0 if self.engine.catalogue.recommender.new_items is None else self.k
+        length = self.k if self.engine.keeps_places else 0
         return self.engine.content_hash, self.beams, self.exact, self.explain, self.select, self.filter, length
 
 
@@ -82,6 +82,7 @@ class Engine:
         self.bundle = bundle
         self.limits = limits
         self.content_hash = bundle.manifest.content_hash
+        self.keeps_places = bundle.new_items is not None  # of each list, for new items
         self.catalogue = Catalogue.of(bundle)
         pathways = bundle.model.encoder.pathways
         self._spec = None if pathways is None else pathways.spec

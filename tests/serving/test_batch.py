@@ -49,6 +49,19 @@ def test_the_answers_are_the_evaluators(small_bundle: Path, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "users.parquet"]
 
 
+@pytest.mark.slow
+def test_compiled_programs_answer_alike(small_bundle: Path, users: Path, tmp_path: Path) -> None:
+    answers = []
+    for compiled in (False, True):
+        out = tmp_path / f"{compiled}.parquet"
+        run_batch(small_bundle, users, out, None, BatchSettings(k=5, compile=compiled))
+        answers.append(pl.read_parquet(out))
+    eager, program = answers
+    assert program.drop("scores").equals(eager.drop("scores"))
+    scores = [np.array(recs["scores"].to_list()) for recs in answers]
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-4)
+
+
 def test_a_killed_run_goes_on_and_gives_what_an_unbroken_one_gives(
     small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """The line before the model: who is decoded together, who is refused, and that one failure stays alone."""
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,7 +19,7 @@ from onerec.serving.limits import Limits
 from onerec.serving.schema import RecommendResponse
 
 NOTHING = np.empty(0, dtype=np.int64)
-ENGINE: Any = SimpleNamespace(content_hash="bundle")  # the queue only asks which bundle a query is for
+ENGINE: Any = SimpleNamespace(content_hash="bundle", keeps_places=False)  # the queue only asks which is for which
 
 
 def make_query(beams: int = 10, exact: bool = False, k: int = 1) -> Query:
@@ -93,6 +94,17 @@ def test_one_failure_spoils_no_other_answer() -> None:
         assert [getattr(answer, "history_items_read", str(answer)) for answer in answers] == [12, "thirteen", 14]
 
     assert in_line(Limits(), use).batches == [[12, 13, 14], [12], [13], [14]]
+
+
+def test_a_defect_of_the_line_leaves_nobody_waiting() -> None:
+    async def use(batcher: Batcher, model: Model) -> None:
+        model.gate.set()
+        broken = dataclasses.replace(make_query(), engine=SimpleNamespace())
+        found = await asyncio.gather(batcher.submit(broken), batcher.submit(broken), return_exceptions=True)
+        assert [type(each) for each in found] == [AttributeError, AttributeError]
+        assert (await batcher.submit(make_query(k=5))).history_items_read == 5
+
+    in_line(Limits(), use)
 
 
 def test_a_full_line_refuses_at_once() -> None:
