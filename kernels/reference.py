@@ -115,6 +115,11 @@ def trie_top_k(
     return best
 
 
+def quantised_product(x: torch.Tensor, codes_FD: torch.Tensor, scales_F1: torch.Tensor) -> torch.Tensor:
+    """Rows (..., D) times the weights that numbers of eight bits and their scales stand for, in float32 (..., F)."""
+    return x.float() @ (codes_FD.float() * scales_F1.float()).T
+
+
 def jagged_attention(
     queries_THd: torch.Tensor,
     keys_THd: torch.Tensor,

@@ -3,14 +3,15 @@
 Departures from the paper:
 1. The loss is a softmax over the whole catalogue or over uniformly sampled negatives, not binary cross-entropy with
    one negative: this alone moves Recall@10 on Beauty by a half (arXiv 2508.06450).
-2. Positions may be counted from the newest item, as left-padded implementations do in effect.
-3. Batches hold histories of like length, padded on the right, instead of all padded to the maximum.
+2. Batches hold histories of like length, padded on the right, instead of all padded to the maximum.
 
-Shapes: B batch, S history length in items, M targets, D width, N items, n negatives.
+The network, with departures of its own, is `onerec.model.sasrec`.
+
+Shapes: B batch, P targets a row, S history length in items, M targets, D width, n negatives.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal, Self
 
 import numpy as np
@@ -21,11 +22,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from kernels.denormals import flushed_denormals
+from kernels.softmax_losses import softmax_losses
 from onerec.baselines.scoring import rank_scores
 from onerec.data.batches import IGNORED_TARGET, TrainingWindows, bucketed_batches, many_target_windows
 from onerec.data.histories import Histories
 from onerec.errors import DataError
 from onerec.evaluation.recommender import Ranking
+from onerec.model.sasrec import SasRecBlockKind, SasRecNetwork, SasRecShape
 from tokenizer.settings import Settings
 
 
@@ -37,7 +40,7 @@ class SasRecSettings(Settings):
     width: int = Field(64, ge=1, description="model width (study: 64 to 256)")
     num_blocks: int = Field(2, ge=1, description="attention blocks (paper: 2)")
     num_heads: int = Field(1, ge=1, description="attention heads (paper: 1)")
-    block: Literal["original", "pre_norm"] = Field(
+    block: SasRecBlockKind = Field(
         "original", description="original: only queries are normalised, and kept in the residual; pre_norm: GPT-like"
     )
     positions: Literal["from_end", "from_start"] = Field("from_end", description="which item has position 0")
@@ -51,75 +54,14 @@ class SasRecSettings(Settings):
     patience: int = Field(4, ge=1, description="validations without improvement before training stops")
     seed: int = Field(0, ge=0, description="of weights, dropout, negatives and order; the run's is added to it")
 
+    @property
+    def shape(self) -> SasRecShape:
+        """What of the settings the network is made by."""
+        own = {field.name: getattr(self, field.name) for field in fields(SasRecShape)}
+        return SasRecShape(**own)
+
 
 Validate = Callable[["SasRec"], float]
-
-
-class SasRecBlock(nn.Module):
-    """Causal self-attention and a point-wise feed-forward of the model's own width."""
-
-    def __init__(self, settings: SasRecSettings) -> None:
-        super().__init__()
-        width = settings.width
-        self.original = settings.block == "original"
-        self.num_heads = settings.num_heads
-        self.attention_dropout = settings.dropout
-        self.attention_norm = nn.LayerNorm(width, eps=1e-8)
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.output = nn.Linear(width, width)
-        self.feed_forward_norm = nn.LayerNorm(width, eps=1e-8)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(width, width),
-            nn.ReLU(),
-            nn.Dropout(settings.dropout),
-            nn.Linear(width, width),
-            nn.Dropout(settings.dropout),
-        )
-
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        """(B, S, D) -> (B, S, D)."""
-        normed = self.attention_norm(x_BSD)
-        if self.original:
-            x_BSD = normed + self._attend(normed, x_BSD)
-            x_BSD = self.feed_forward_norm(x_BSD)
-            return x_BSD + self.feed_forward(x_BSD)
-        x_BSD = x_BSD + self._attend(normed, normed)
-        return x_BSD + self.feed_forward(self.feed_forward_norm(x_BSD))
-
-    def _attend(self, queries_BSD: Tensor, keys_BSD: Tensor) -> Tensor:
-        keys, values = self.key_value(keys_BSD).chunk(2, dim=-1)
-        queries, keys, values = (
-            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (self.query(queries_BSD), keys, values)
-        )
-        dropout = self.attention_dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, dropout_p=dropout)
-        return self.output(mixed.transpose(1, 2).flatten(-2))
-
-
-class SasRecNetwork(nn.Module):
-    """Item and position vectors, blocks, a last norm; scores are products with the item vectors."""
-
-    def __init__(self, num_items: int, settings: SasRecSettings) -> None:
-        super().__init__()
-        self.from_end = settings.positions == "from_end"
-        self.items = nn.Embedding(num_items, settings.width)
-        self.positions = nn.Embedding(settings.max_history_items, settings.width)
-        self.dropout = nn.Dropout(settings.dropout)
-        self.blocks = nn.ModuleList(SasRecBlock(settings) for _ in range(settings.num_blocks))
-        self.norm = nn.LayerNorm(settings.width, eps=1e-8)
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_normal_(parameter)
-
-    def forward(self, items_BS: Tensor, lengths_B: Tensor) -> Tensor:
-        """Right-padded item indices -> states (B, S, D)."""
-        positions_S = torch.arange(items_BS.size(1), device=items_BS.device)
-        positions = (lengths_B[:, None] - 1 - positions_S).clamp(min=0) if self.from_end else positions_S
-        x_BSD = self.dropout(self.items(items_BS) + self.positions(positions))
-        for block in self.blocks:
-            x_BSD = block(x_BSD)
-        return self.norm(x_BSD)
 
 
 @dataclass
@@ -152,7 +94,7 @@ class SasRec:
             DataError: no user has two training events.
         """
         torch.manual_seed(settings.seed)
-        sasrec = cls(SasRecNetwork(num_items, settings), settings)
+        sasrec = cls(SasRecNetwork(num_items, settings.shape), settings)
         windows = _windows_with_history(histories, settings.max_history_items, sasrec.name)
         optimizer = torch.optim.AdamW(
             sasrec.network.parameters(),
@@ -234,7 +176,7 @@ def _step(
     states_MD = network(items_BS, lengths_B)[:, -targets_BP.size(1) :][has_target_BP]
     targets_M = targets_BP[has_target_BP]
     if settings.loss == "cross_entropy":
-        loss = F.cross_entropy(states_MD @ network.items.weight.T, targets_M)
+        loss = softmax_losses(states_MD @ network.items.weight.T, targets_M)[0].mean()
     else:
         loss = sampled_softmax(states_MD, targets_M, network.items, settings.num_negatives)
     optimizer.zero_grad()

@@ -14,14 +14,15 @@ from onerec.data.pathways import EventSource, History, events_of, require_wishes
 from onerec.decoding.beam import BeamResult, Watch, beam_search, check_list_length
 from onerec.decoding.exact import exact_search
 from onerec.decoding.new_items import NewItemSlots, join
-from onerec.decoding.rescoring import check_rescoring, rescore
+from onerec.decoding.rescoring import ItemVectors, check_rescoring, rescore
 from onerec.decoding.trie import Trie
 from onerec.evaluation.recommender import Ranking
 from onerec.model.context import Context
 from onerec.model.onerec import OneRec
 from onerec.model.precision import Precision
 
-_ROUNDING: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.1}  # of a score, generously
+# Of a score, generously.
+_ROUNDING: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.1, "float8": 0.3}
 _MAX_REQUESTS = 32  # decoded at a time; more costs memory without being faster on a CPU
 
 
@@ -34,6 +35,7 @@ class OneRecRecommender:
     """
 
     name = "onerec"
+    is_whole = True  # in this process: another model can be made of it
 
     def __init__(
         self,
@@ -55,8 +57,9 @@ class OneRecRecommender:
         self.new_items = new_items
         self._new_tree: tuple[Trie, Trie | None] | None = None
         with torch.inference_mode():
-            self._item_vectors = self.model.encoder.item_vectors() if rescoring else None
-            self._prefix_vectors = self.model.pool_prefix_vectors(self._item_vectors)
+            vectors_NE = self.model.item_vectors() if rescoring else None
+            self._prefix_vectors = self.model.pool_prefix_vectors(vectors_NE)
+        self._item_vectors: ItemVectors | None = vectors_NE
         pathways = self.model.encoder.pathways
         self._reader = None if pathways is None else pathways.reader()
 
@@ -159,8 +162,8 @@ class OneRecRecommender:
         return self._new_tree[1]
 
     def _rank(self, found: BeamResult, context: Context, k: int) -> Ranking:
-        if self.model.item_head is not None and self._item_vectors is not None:
-            found = rescore(found, self.model.item_head, context, self._item_vectors, self.rescoring)
+        if self._item_vectors is not None:
+            found = rescore(found, self.model, context, self._item_vectors, self.rescoring)
         if self.new_items is not None:
             found = self.new_items.keep(found, k)
         return Ranking(found.items_BK[:, :k].to("cpu", torch.int32).numpy(), found.scores_BK[:, :k].cpu().numpy())

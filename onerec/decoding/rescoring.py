@@ -1,12 +1,15 @@
-"""A second opinion on what beam search found: that of the item head, which shares the context with the decoder.
+"""A second opinion on what beam search found: that of the item head, and of the head over ids where there is one.
 
-The head ranks all items at once by one vector each, the decoder one code after another; what both know is more than
-either (measured on Amazon-2014 Beauty). The score of a found item becomes the log-probability of its codes plus a
-weight times the log-probability that the head gives it among the items found. So a request reads the vectors of its
-own beams alone, whatever the size of the catalogue, and an item that no beam reached cannot come back in.
+A head ranks all items at once by one vector each, the decoder one code after another; what they know together is more
+than any of them does (measured on Amazon-2014 Beauty). The score of a found item becomes the log-probability of its
+codes plus a weight times the log-probability that each head gives it among the items found. So a request reads the
+vectors of its own beams alone, whatever the size of the catalogue, and an item that no beam reached cannot come back
+in.
 
 Shapes: B requests, W items found a request, N items, E width of item vectors, S history length in items.
 """
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +18,7 @@ from onerec.decoding.beam import BeamResult
 from onerec.errors import ConfigError
 from onerec.model.configuration import OneRecConfig
 from onerec.model.context import Context
-from onerec.model.heads import ItemHead
+from onerec.model.onerec import OneRec
 
 
 def check_rescoring(config: OneRecConfig, weight: float) -> None:
@@ -36,14 +39,27 @@ def check_rescoring(config: OneRecConfig, weight: float) -> None:
         )
 
 
+class ItemVectors(Protocol):
+    """The vectors of all items (N, E), wherever they are."""
+
+    def __getitem__(self, items: Tensor, /) -> Tensor:
+        """Those of some items (...) -> (..., E)."""
+
+
 @torch.inference_mode()
-def rescore(found: BeamResult, head: ItemHead, context: Context, vectors_NE: Tensor, weight: float) -> BeamResult:
-    """The same items in the order of both opinions; equal scores keep the order of the search."""
-    missing_BW = found.items_BK < 0
-    items_BW = found.items_BK.clamp(min=0)
-    logits_BW = head.score(context.newest_BD, vectors_NE[items_BW], _seen(items_BW, context))
-    opinions_BW = logits_BW.masked_fill(missing_BW, float("-inf")).log_softmax(dim=1)
-    scores_BW = (found.scores_BK + weight * opinions_BW).masked_fill_(missing_BW, float("-inf"))
+def rescore(found: BeamResult, model: OneRec, context: Context, vectors_NE: ItemVectors, weight: float) -> BeamResult:
+    """The same items in the order of all opinions; equal scores keep the order of the search."""
+    assert model.item_head is not None
+    missing_BW, items_BW = found.items_BK < 0, found.items_BK.clamp(min=0)
+    seen_BW = _seen(items_BW, context)
+    opinions = [model.item_head.score(context.newest_BD, vectors_NE[items_BW], seen_BW)]
+    if model.id_head is not None:
+        assert context.id_state_BE is not None
+        opinions.append(model.id_head.score(context.id_state_BE, items_BW, seen_BW))
+    scores_BW = found.scores_BK
+    for logits_BW in opinions:
+        scores_BW = scores_BW + weight * logits_BW.masked_fill(missing_BW, float("-inf")).log_softmax(dim=1)
+    scores_BW = scores_BW.masked_fill(missing_BW, float("-inf"))
     scores_BW, order_BW = scores_BW.sort(dim=1, descending=True, stable=True)
     return BeamResult(items_BK=found.items_BK.gather(1, order_BW), scores_BK=scores_BW)
 

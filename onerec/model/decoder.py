@@ -182,8 +182,10 @@ class Decoder(nn.Module):
         if self.context_processor is not None:
             projected: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = self.context_processor(states_BSD)
             return projected
-        attentions = [cast(CrossAttention, block.cross_attention) for block in self._layers()]
-        pairs = [attention.project_context(states_BSD) for attention in attentions]
+        pairs = [
+            cast(CrossAttention, block.cross_attention).project_context(states_BSD.to(block.cross_norm.weight.dtype))
+            for block in self._layers()
+        ]
         return tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs)
 
     def forward(

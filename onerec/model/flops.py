@@ -18,8 +18,9 @@ def forward_flops(config: OneRecConfig, num_positions: int, num_targets: int, me
     heads = sum(_code_head(config, level) for level in range(config.num_levels))
     item_head = config.embedding_dim * (config.d_model + config.num_items) if config.item_head_weight else 0
     per_list = _list_tokens(config) * _decoder_position(config, attended) + _bos(config)
-    per_target = per_list / max(config.session_items, 1) + heads + item_head
-    return 2.0 * (num_positions * _context_position(config, mean_context) + num_targets * per_target)
+    per_target = per_list / max(config.session_items, 1) + heads + item_head + config.id_head_width * config.num_items
+    per_position = _context_position(config, mean_context) + _id_position(config, mean_context)
+    return 2.0 * (num_positions * per_position + num_targets * per_target)
 
 
 def training_flops(config: OneRecConfig, num_positions: int, num_targets: int, mean_context: float) -> float:
@@ -32,7 +33,8 @@ def decoding_flops(config: OneRecConfig, num_positions: int, beams_per_level: Se
 
     `beams_per_level` is how many beams read each level: one, the root, at the first.
     """
-    products = num_positions * _context_position(config, num_positions) + _bos(config)
+    per_position = _context_position(config, num_positions) + _id_position(config, num_positions)
+    products = num_positions * per_position + _bos(config)
     for level, num_beams in enumerate(beams_per_level):
         attended = num_positions + level + 1
         products += num_beams * (_decoder_position(config, attended) + _code_head(config, level))
@@ -49,6 +51,11 @@ def _context_position(config: OneRecConfig, mean_context: float) -> float:
     attention = config.num_context_layers * ((5 if hstu else 4) * config.d_model * inner + 2 * inner * mean_context)
     feed_forwards = 0 if hstu else _feed_forwards(config, config.num_context_layers, in_context=True)
     return attention + feed_forwards + config.num_decoder_layers * 2 * config.d_model * inner
+
+
+def _id_position(config: OneRecConfig, mean_context: float) -> float:
+    """Multiply-adds of one history position in the id head's two blocks of six square matrices."""
+    return 2 * (6 * config.id_head_width**2 + 2 * config.id_head_width * mean_context)
 
 
 def _decoder_position(config: OneRecConfig, num_attended: float) -> float:

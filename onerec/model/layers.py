@@ -66,7 +66,7 @@ class CrossAttention(nn.Module):
 
     def project_context(self, context_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the context, each (B, H, S, d)."""
-        keys, values = self.key_value(context_BSD.to(self.key_value.weight.dtype)).chunk(2, dim=-1)
+        keys, values = self.key_value(context_BSD).chunk(2, dim=-1)
         return split_heads(keys, self.num_heads), split_heads(values, self.num_heads)
 
     def forward(self, x_BQD: Tensor, keys_BHSd: Tensor, values_BHSd: Tensor, visible: Tensor | None) -> Tensor:

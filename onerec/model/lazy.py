@@ -39,7 +39,7 @@ class ContextProcessor(nn.Module):
 
     def forward(self, states: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """(B, S, embedding width) -> keys and values (B, G, S, d) of each decoder layer, the same tensors for many."""
-        chunks = self.projection(states.to(self.projection.weight.dtype)).chunk(len(self.norms), dim=-1)
+        chunks = self.projection(states.to(next(self.norms.parameters()).dtype)).chunk(len(self.norms), dim=-1)
         sets = [split_heads(norm(chunk), self.num_heads) for norm, chunk in zip(self.norms, chunks, strict=True)]
         keys = tuple(sets[self.split * number] for number in self.set_of_layer)
         return keys, tuple(sets[self.split * number + self.split - 1] for number in self.set_of_layer)

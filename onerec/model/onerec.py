@@ -6,14 +6,17 @@ Departures from the report:
 2. With a causal or a lazy context every history position is a target in one pass; the report trains one a sample.
 3. By option, BOS carries the newest context state, and codes' logits look up the items below them (`prefixes`) and
    those that the history holds (`repeats`). What decoding reads of the catalogue follows its branching.
-4. An auxiliary softmax over all items may train the context beside the codes, and be a teacher of soft targets to
-   the code heads; it is never part of decoding. The loss with its further options is in `target_loss`.
+4. An auxiliary softmax over all items may train the context beside the codes, and one over item ids alone with an
+   encoder of its own (`id_head`); both may be teachers of soft targets to the code heads, and have a say in the order
+   of what a search has found (`onerec.decoding.rescoring`). The loss with its further options is in `target_loss`.
 
 Shapes: B batch, S context positions (the start and the history items; in arguments the items alone), P targets a row,
 M targets in all, T decoder tokens, L levels, K codes of a level, V flat vocabulary, W beams, D width.
 """
 
 import copy
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,12 +33,14 @@ from onerec.model.distillation import CodeTeacher
 from onerec.model.features import ZeroLinear
 from onerec.model.hashed_embedding import ValueTable
 from onerec.model.heads import Catalogue, CodeHeads, ItemHead
+from onerec.model.id_head import IdHead
 from onerec.model.initialisation import initialise
 from onerec.model.layers import visible_up_to
 from onerec.model.lists import ListDecoder, ListPass
 from onerec.model.moe import balance_experts
 from onerec.model.precision import Precision
 from onerec.model.prefixes import PrefixTree, PrefixVectors
+from onerec.model.quantised import lower_precision, require_hardware
 from onerec.model.repeats import SeenItems, first_occurrences
 from onerec.model.target_loss import OneRecOutput, TargetPass, Teach, states_before_targets, target_loss
 from onerec.model.teacher_heads import TeacherHeads
@@ -56,6 +61,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
         self.decoder = ListDecoder(config) if config.session_items else Decoder(config)
         self.code_heads = CodeHeads(config)
         self.item_head = ItemHead(config) if config.item_head_weight else None
+        self.id_head = IdHead(config) if config.id_head_width else None
         self.teacher_heads = TeacherHeads(config) if config.teacher_weight else None
         self._teacher: CodeTeacher | None = None
         self._tree: PrefixTree | None = None
@@ -107,15 +113,30 @@ class OneRec(PreTrainedModel, GenerationMixin):
     # ---- decoding ------------------------------------------------------------------------------------------------
 
     def for_decoding(self, precision: Precision) -> "OneRec":
-        """This model, or a copy of it whose blocks multiply in bfloat16; last norms and heads stay in float32."""
+        """This model, or one made of it whose blocks multiply less precisely; last norms and heads stay in float32.
+
+        Whatever lies outside of the blocks, tables above all, both share.
+
+        Raises:
+            ConfigError: the model's device has no such precision.
+        """
         if precision == "float32":
             return self
-        model = copy.deepcopy(self)
-        model.encoder.blocks.to(torch.bfloat16)
-        model.decoder.blocks.to(torch.bfloat16)
-        if model.decoder.context_processor is not None:
-            model.decoder.context_processor.to(torch.bfloat16)
+        require_hardware(precision, self.device)
+        own = {id(tensor) for stack in self.stacks() for tensor in _tensors(stack)}
+        model = copy.deepcopy(self, {id(tensor): tensor for tensor in _tensors(self) if id(tensor) not in own})
+        for stack in model.stacks():
+            lower_precision(stack, precision)
         return model
+
+    def stacks(self) -> list[torch.nn.Module]:
+        """The blocks of context and decoder, and a lazy context's keys and values: most of what is multiplied."""
+        stacks = [self.encoder.blocks, self.decoder.blocks, self.decoder.context_processor]
+        return [stack for stack in stacks if stack is not None]
+
+    def item_vectors(self) -> Tensor:
+        """The vector (N, E) of every item in the catalogue, as the context reads it."""
+        return self.encoder.item_vectors()
 
     def pool_prefix_vectors(self, vectors_NE: Tensor | None = None) -> PrefixVectors | None:
         """The mean vectors of the items below each prefix of the ID table; None for a model without heads for them.
@@ -124,7 +145,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
         """
         if not self.config.prefix_vectors:
             return None
-        return self._prefix_tree().pool(self.encoder.item_vectors() if vectors_NE is None else vectors_NE)
+        return self._prefix_tree().pool(self.item_vectors() if vectors_NE is None else vectors_NE)
 
     def encode(
         self,
@@ -147,7 +168,8 @@ class OneRec(PreTrainedModel, GenerationMixin):
         if prefix_vectors is None:
             prefix_vectors = self.pool_prefix_vectors()
         catalogue = self._catalogue(items_BS, mask_BS, prefix_vectors)
-        return Context(states_BSD, newest_BD, keys, values, visible, catalogue)
+        id_state_BE = None if self.id_head is None else self.id_head.newest_state(items_BS, lengths_B)
+        return Context(states_BSD, newest_BD, keys, values, visible, catalogue, id_state_BE)
 
     def states_before(
         self, states_BSD: Tensor, mask_BS: Tensor, num_targets: int, pathways: dict[str, Tensor] | None
@@ -163,12 +185,17 @@ class OneRec(PreTrainedModel, GenerationMixin):
 
     def decode_step(self, codes_BW: Tensor | None, level: int, context: Context, cache: DecoderCache) -> Tensor:
         """Log-probabilities (B, W, K) of `level` after the codes chosen at the level before (None and W = 1 at 0)."""
+        states_BWD = self.read_codes(codes_BW, level, context, cache)
+        return self.code_heads(states_BWD, level, cache.prefixes_BW, context.catalogue).log_softmax(dim=-1)
+
+    def read_codes(self, codes_BW: Tensor | None, level: int, context: Context, cache: DecoderCache) -> Tensor:
+        """The states (B, W, D) from which `decode_step` makes its answer, whose prefixes the cache then holds."""
         states_BWD = self.decoder.step(codes_BW, level, context, cache)
         if codes_BW is None:
             cache.prefixes_BW = torch.zeros(states_BWD.shape[:2], dtype=torch.long, device=states_BWD.device)
         else:
             cache.prefixes_BW = cache.prefixes_BW * self.config.codes_per_level[level - 1] + codes_BW
-        return self.code_heads(states_BWD, level, cache.prefixes_BW, context.catalogue).log_softmax(dim=-1)
+        return states_BWD
 
     def codes_of(self, items: Tensor) -> Tensor:
         """Item indices (...) -> their codes (..., L) by the ID table in the model."""
@@ -205,9 +232,13 @@ class OneRec(PreTrainedModel, GenerationMixin):
         if not self.config.repeat_bias:
             return None
         codes_1SL = self.codes_of(items)[..., None, :, :]
-        shares_SL = self._prefix_tree().share_of_item_NL[items] * counted[..., None]
+        shares_SL = self._shares_of(items) * counted[..., None]
         seen_1S = items.masked_fill(~counted, -1)[..., None, :]
         return SeenItems(seen_1S, self.prefixes_of(codes_1SL[..., :-1]), codes_1SL, shares_SL[..., None, :, :])
+
+    def _shares_of(self, items: Tensor) -> Tensor:
+        """What part of the items below each of its prefixes an item is, (...) -> (..., L)."""
+        return self._prefix_tree().share_of_item_NL[items]
 
     def _catalogue(self, items_BS: Tensor, real_BS: Tensor, prefix_vectors: PrefixVectors | None) -> Catalogue:
         """What the code heads look up for requests; only where one asks are histories searched for repetition."""
@@ -345,6 +376,10 @@ class OneRec(PreTrainedModel, GenerationMixin):
             logits_B1K = self.code_heads(hidden_BTD[:, level, None], level, prefixes[level], catalogue)
             logits_BTV[:, level, first : first + self.config.codes_per_level[level]] = logits_B1K[:, 0]
         return logits_BTV
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[Tensor]:
+    return itertools.chain(module.parameters(), module.buffers())
 
 
 AutoModel.register(OneRecConfig, OneRec)

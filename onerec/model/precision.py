@@ -4,10 +4,10 @@ from typing import Literal
 
 import torch
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "int8", "float8"]
 
 
-def choose_precision(wish: Literal["auto", "float32", "bfloat16"]) -> Precision:
+def choose_precision(wish: Literal["auto", "float32", "bfloat16"]) -> Literal["float32", "bfloat16"]:
     """The wish, or for "auto" bfloat16 where the device multiplies it in hardware: the weights stay float32 anyway."""
     if wish != "auto":
         return wish

@@ -70,11 +70,15 @@ class ModelSettings(Settings):
         0, ge=0, description="items of a list decoded as one sequence (OneRec v1: 5), by data.sessions; 0: single items"
     )
     item_head_weight: float = Field(1.0, ge=0, description="loss weight of the auxiliary softmax over items; 0: none")
+    id_head_width: int = Field(
+        0, ge=0, description="width of a second item head, a SASRec over item ids alone (64); 0: none"
+    )
+    id_head_dropout: float = Field(0.5, ge=0, lt=1, description="share of its activations dropped in training")
     item_distillation: float = Field(
-        0.0, ge=0, le=1, description="share of each code's target taken from the item head's distribution"
+        0.0, ge=0, le=1, description="share of each code's target taken from the item heads' distribution"
     )
     path_sampling: float = Field(
-        0.0, ge=0, le=1, description="share of targets whose codes are those of an item that the item head drew"
+        0.0, ge=0, le=1, description="share of targets whose codes are those of an item that the item heads drew"
     )
     prefix_loss_weight: float = Field(
         0.0, ge=0, description="of the loss of prefixes, which beams are pruned by (APAO: 0.05 to 0.4); 0: none"
@@ -113,6 +117,15 @@ class ModelSettings(Settings):
             raise ValueError(f"{taught} needs the item head; set item_head_weight above 0")
         if self.path_sampling and self.context == "lazy":
             raise ValueError("path_sampling needs a context encoder; set it to 0, or the context to causal")
+        return self
+
+    @model_validator(mode="after")
+    def _id_head_is_a_second_one(self) -> "ModelSettings":
+        if self.id_head_width and (not self.item_head_weight or self.context == "lazy" or self.session_items):
+            raise ValueError(
+                f"id_head_width: found {self.id_head_width}, expected 0 without an item head, with a lazy context and "
+                "with session_items; set it to 0, or item_head_weight above 0 beside another context of single items"
+            )
         return self
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
+from kernels.softmax_losses import softmax_losses
 from onerec.data.batches import IGNORED_TARGET
 from onerec.model.adversarial import LogProbs, adversarial_losses, replayed_randomness, vulnerability
 from onerec.model.distillation import Lesson
@@ -35,6 +36,7 @@ class OneRecOutput(Seq2SeqLMOutput):
 
     level_losses_L: Tensor | None = None  # mean cross-entropy of each level
     item_loss: Tensor | None = None  # mean cross-entropy of the auxiliary item head
+    id_loss: Tensor | None = None  # the same of the head over item ids alone
     prefix_loss: Tensor | None = None  # the auxiliary terms of training
     teacher_loss: Tensor | None = None
     adversarial_loss: Tensor | None = None
@@ -75,6 +77,14 @@ class TargetPass:
         """The context state (B, P, D) before each target."""
         num_targets = self.target_items_BP.size(1)
         return self.model.states_before(self.states_BSD, self.mask_BS, num_targets, self.pathways)
+
+    @cached_property
+    def id_states(self) -> Tensor:
+        """The id head's state (M, E) before each target."""
+        assert self.model.id_head is not None
+        mask_BS = self.mask_BS[:, -1 - self.items_BS.size(1) :]
+        states_BSE = self.model.id_head.states(self.items_BS, mask_BS[:, 1:].sum(dim=1))
+        return states_before_targets(states_BSE, mask_BS, self.target_items_BP.size(1))[self.has_target]
 
     @cached_property
     def item_vectors(self) -> Tensor:
@@ -160,22 +170,27 @@ def target_loss(batch: TargetPass, teach: Teach | None = None) -> OneRecOutput:
     """
     model, config = batch.model, batch.model.config
     lazy = config.context == "lazy"  # no context position has seen another, but BOS has seen them all
-    item_loss, lesson, paths_M = None, None, batch.items
+    item_losses: list[Tensor] = []
+    lesson, paths_M = None, batch.items
     if model.item_head is not None and not lazy:
-        item_loss, lesson = item_head_loss(batch, model.item_head, batch.newest_states[batch.has_target])
+        item_losses, lesson = item_head_losses(batch, model.item_head, batch.newest_states[batch.has_target])
         paths_M = draw_paths(batch, lesson)
     paths_BP = torch.zeros_like(batch.target_items_BP).masked_scatter(batch.has_target, paths_M)
     hidden_MLD = batch.hidden(paths_BP)
     if model.item_head is not None and lazy:
-        item_loss, lesson = item_head_loss(batch, model.item_head, hidden_MLD[:, 0])
+        item_losses, lesson = item_head_losses(batch, model.item_head, hidden_MLD[:, 0])
     level_losses_L = _level_losses(batch, hidden_MLD, paths_M, lesson)
-    outputs = OneRecOutput(level_losses_L=level_losses_L.detach(), item_loss=item_loss)
+    outputs = OneRecOutput(level_losses_L=level_losses_L.detach())
     outputs.loss = level_losses_L.sum()
     if model.training and config.prefix_loss_weight:
         outputs.prefix_loss = _prefix_term(batch, level_losses_L, hidden_MLD, paths_M)
         outputs.loss = outputs.loss + config.prefix_loss_weight * outputs.prefix_loss
-    if item_loss is not None:
-        outputs.loss = outputs.loss + config.item_head_weight * item_loss
+    if item_losses:
+        outputs.item_loss = item_losses[0]
+        outputs.loss = outputs.loss + config.item_head_weight * outputs.item_loss
+    if model.id_head is not None:
+        outputs.id_loss = item_losses[1]
+        outputs.loss = outputs.loss + outputs.id_loss  # without a weight: it trains nothing but its own head
     if model.teacher_heads is not None and teach is not None:
         outputs.teacher_loss = batch.mean(model.teacher_heads(hidden_MLD, teach(paths_BP)))
         outputs.loss = outputs.loss + config.teacher_weight * outputs.teacher_loss
@@ -187,18 +202,23 @@ def target_loss(batch: TargetPass, teach: Teach | None = None) -> OneRecOutput:
     return outputs
 
 
-def item_head_loss(batch: TargetPass, head: ItemHead, states_MD: Tensor) -> tuple[Tensor, Lesson | None]:
-    """Loss of the item head and, in training, what it teaches the code heads, where they are to learn from it."""
+def item_head_losses(batch: TargetPass, head: ItemHead, states_MD: Tensor) -> tuple[list[Tensor], Lesson | None]:
+    """Losses of the item head and, where there is one, of the head over ids; in training what they teach the codes."""
     config = batch.model.config
-    history_MS, seen_MS = batch.history
-    if not (batch.model.training and (config.item_distillation or config.path_sampling)):
-        logits_MN = head(states_MD, batch.item_vectors, history_MS, seen_MS)
-        return batch.mean_loss(F.cross_entropy, logits_MN, batch.items), None
-    teacher = batch.model.code_teacher()
-    logits_MN = head(states_MD, batch.item_vectors[teacher.order_N], teacher.place_N[history_MS], seen_MS)
-    log_probs_MN = logits_MN.log_softmax(dim=-1)
-    loss = batch.mean_loss(F.nll_loss, log_probs_MN, teacher.place_N[batch.items])
-    return loss, teacher.lesson(log_probs_MN.detach().exp())
+    items_N = torch.arange(config.num_items, device=states_MD.device)
+    (columns_MS, seen_MS), targets_M, teacher = batch.history, batch.items, None
+    if batch.model.training and (config.item_distillation or config.path_sampling):
+        teacher = batch.model.code_teacher()
+        items_N, columns_MS, targets_M = teacher.order_N, teacher.place_N[columns_MS], teacher.place_N[targets_M]
+    vectors_NE = batch.item_vectors if teacher is None else batch.item_vectors[items_N]
+    losses_M, probs_MN = softmax_losses(head(states_MD, vectors_NE, columns_MS, seen_MS), targets_M)
+    losses = [batch.mean(losses_M)]
+    if batch.model.id_head is not None:
+        logits_MN = batch.model.id_head(batch.id_states, items_N, columns_MS, seen_MS)
+        losses_M, id_probs_MN = softmax_losses(logits_MN, targets_M)
+        losses.append(batch.mean(losses_M))
+        probs_MN = torch.lerp(probs_MN, id_probs_MN, 0.5)
+    return losses, None if teacher is None else teacher.lesson(probs_MN)
 
 
 def draw_paths(batch: TargetPass, lesson: Lesson | None) -> Tensor:

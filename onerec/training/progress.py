@@ -13,11 +13,12 @@ from onerec.model.target_loss import OneRecOutput
 # Part of the output -> its name in the log, for those terms of the loss that not every model has.
 _TERMS = {
     "item_loss": "loss_item_head",
+    "id_loss": "loss_id_head",
     "prefix_loss": "loss_prefix",
     "teacher_loss": "loss_teacher",
     "adversarial_loss": "loss_adversarial",
 }
-_WEIGHTS = ("item_head_weight", "prefix_loss_weight", "teacher_weight", "adversarial_weight")
+_SWITCHES = ("item_head_weight", "id_head_width", "prefix_loss_weight", "teacher_weight", "adversarial_weight")
 
 
 class Progress:
@@ -25,7 +26,7 @@ class Progress:
 
     def __init__(self, config: OneRecConfig, device: torch.device) -> None:
         self._config = config
-        chosen = [term for term, weight in zip(_TERMS, _WEIGHTS, strict=True) if getattr(config, weight)]
+        chosen = [term for term, switch in zip(_TERMS, _SWITCHES, strict=True) if getattr(config, switch)]
         self._terms = chosen
         self._names = [*(f"loss_level_{level}" for level in range(config.num_levels)), *(_TERMS[t] for t in chosen)]
         self._sums = torch.zeros(3 + len(self._names), device=device)

@@ -60,7 +60,7 @@ def growing():
 
 def network(**changes: object) -> SasRecNetwork:
     torch.manual_seed(0)
-    return SasRecNetwork(NUM_ITEMS, small(num_blocks=2, **changes)).eval()
+    return SasRecNetwork(NUM_ITEMS, small(num_blocks=2, **changes).shape).eval()
 
 
 @pytest.mark.parametrize(

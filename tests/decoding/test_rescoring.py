@@ -1,4 +1,4 @@
-"""The item head's opinion of found items: against its logits over the whole catalogue, and by hand."""
+"""The item heads' opinions of found items: against their logits over the whole catalogue, and by hand."""
 
 import numpy as np
 import pytest
@@ -44,9 +44,21 @@ def opinions_of_all_items(model: OneRec, history: np.ndarray) -> torch.Tensor:
     return model.item_head(context.newest_BD, vectors_NE, torch.arange(NUM_ITEMS)[None], seen[None])[0]
 
 
+@torch.inference_mode()
+def opinions_of_ids(model: OneRec, history: np.ndarray) -> torch.Tensor:
+    """Logits (N,) of the head over ids; the items seen by their own bias."""
+    recent = torch.from_numpy(history[-model.config.max_history_items :].astype(np.int64))[None]
+    state_BE = model.id_head.newest_state(recent, torch.tensor([recent.shape[1]]))
+    logits_N = state_BE[0] @ model.id_head.network.items.weight.T
+    if model.id_head.repeats is not None:
+        logits_N[recent[0].unique()] += 10 * model.id_head.repeats.weight
+    return logits_N
+
+
 @pytest.mark.parametrize("repeat_bias", [True, False])
-def test_scores_are_those_of_both_opinions(repeat_bias: bool) -> None:
-    model = make_model(repeat_bias=repeat_bias)
+@pytest.mark.parametrize("id_head_width", [0, 8])
+def test_scores_are_those_of_all_opinions(repeat_bias: bool, id_head_width: int) -> None:
+    model = make_model(repeat_bias=repeat_bias, id_head_width=id_head_width)
     plain = make_recommender(model, 0.0).recommend(HISTORIES, NUM_BEAMS, exclude_seen=False)
     both = make_recommender(model, 0.7).recommend(HISTORIES, 4, exclude_seen=False)
     changed = 0
@@ -54,6 +66,8 @@ def test_scores_are_those_of_both_opinions(repeat_bias: bool) -> None:
         items_W = torch.from_numpy(plain.items_BK[row]).long()
         opinions_W = opinions_of_all_items(model, history)[items_W].log_softmax(0)
         expected_W = torch.from_numpy(plain.scores_BK[row]) + 0.7 * opinions_W
+        if id_head_width:
+            expected_W += 0.7 * opinions_of_ids(model, history)[items_W].log_softmax(0)
         order_W = expected_W.argsort(descending=True)[:4]
         np.testing.assert_array_equal(both.items_BK[row], items_W[order_W])
         np.testing.assert_allclose(both.scores_BK[row], expected_W[order_W], rtol=1e-5)
@@ -79,7 +93,7 @@ def test_equal_scores_keep_the_order_of_the_search() -> None:
     context = model.encode(torch.tensor([[1, 2]]), torch.tensor([2]))
     found = BeamResult(torch.tensor([[8, 4, 6]]), torch.tensor([[-1.0, -1.0, -1.0]]))
     same_NE = model.encoder.item_vectors()[:1].expand(NUM_ITEMS, -1)
-    assert rescore(found, model.item_head, context, same_NE, 1.0).items_BK.tolist() == [[8, 4, 6]]
+    assert rescore(found, model, context, same_NE, 1.0).items_BK.tolist() == [[8, 4, 6]]
 
 
 @torch.inference_mode()
@@ -89,7 +103,7 @@ def test_as_many_beams_as_asked_for_are_rescored() -> None:
     context = recommender.encode(HISTORIES)
     narrow = recommender.search(context, 2, num_beams=5)
     found = beam_search(model, context, recommender.trie, 5, 5)
-    expected = rescore(found, model.item_head, context, model.encoder.item_vectors(), 1.0)
+    expected = rescore(found, model, context, model.encoder.item_vectors(), 1.0)
     np.testing.assert_array_equal(narrow.items_BK, expected.items_BK[:, :2])
     with pytest.raises(ConfigError, match="num_beams = 5"):
         recommender.search(context, 6, num_beams=5)
@@ -101,7 +115,7 @@ def test_exact_search_rescores_the_provably_best() -> None:
     exact, _ = recommender.search_exactly(context, 4, num_beams=5)
     best = make_recommender(recommender.model, 0.0).search_exactly(context, 5, num_beams=5)[0]
     found = BeamResult(torch.from_numpy(best.items_BK).long(), torch.from_numpy(best.scores_BK))
-    expected = rescore(found, recommender.model.item_head, context, recommender.model.encoder.item_vectors(), 1.0)
+    expected = rescore(found, recommender.model, context, recommender.model.encoder.item_vectors(), 1.0)
     np.testing.assert_array_equal(exact.items_BK, expected.items_BK[:, :4])
 
 

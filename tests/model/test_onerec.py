@@ -16,7 +16,7 @@ from onerec.model.configuration import OneRecConfig
 from onerec.model.distillation import CodeTeacher
 from onerec.model.onerec import OneRec
 from onerec.model.prefix_loss import prefix_loss
-from onerec.model.target_loss import item_head_loss
+from onerec.model.target_loss import item_head_losses
 
 CODES_PER_LEVEL = [5, 4, 6]
 NUM_ITEMS = 40
@@ -308,7 +308,7 @@ def test_path_sampling_trains_the_codes_of_drawn_items_in_training_only() -> Non
     outputs = drawn(**inputs)
     torch.manual_seed(0)
     batch = drawn.target_pass(drawn.encoder(inputs["input_ids"]), inputs["target_items"])
-    _, lesson = item_head_loss(batch, drawn.item_head, batch.newest_states[batch.has_target])
+    _, lesson = item_head_losses(batch, drawn.item_head, batch.newest_states[batch.has_target])
     torch.rand(1)  # decides whether to draw: always
     item = lesson.sample_items()
     assert item.item() != 22

@@ -22,6 +22,8 @@ from tokenizer.settings import build_settings, dump_yaml, read_yaml
         ({"path_sampling": 0.5, "item_head_weight": 0}, "path_sampling needs the item head"),
         ({"path_sampling": 0.5, "context": "lazy"}, "path_sampling needs a context encoder"),
         ({"bos_reads_context": True, "context": "lazy"}, "bos_reads_context: found with context lazy"),
+        ({"id_head_width": 8, "item_head_weight": 0}, "id_head_width: found 8, expected 0 without an item head"),
+        ({"id_head_width": 8, "session_items": 2}, "id_head_width: found 8, expected 0 .* with session_items"),
         ({"item_start": 0.1, "item_embedding": False}, "item_start: found 0.1 with item_embedding false"),
         ({"prefix_rivals": 5}, "prefix_rivals: found 5 with prefix_loss_weight 0"),
         ({"adversarial_by_fit": True}, "adversarial_by_fit: found True with adversarial_weight 0"),

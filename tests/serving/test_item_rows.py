@@ -62,7 +62,14 @@ def test_all_but_the_tables_of_items_is_shared(live_bundle: Path) -> None:
     assert own == {"encoder.code_rows_NL", "encoder.embedding.items.weight"}
 
 
-@pytest.mark.parametrize("shape", [{}, {"prefix_vectors": True, "repeat_bias": True, "bos_reads_context": True}])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"item_head_weight": 1.0},
+        {"item_head_weight": 1.0, "id_head_width": 8},
+        {"item_head_weight": 1.0, "prefix_vectors": True, "repeat_bias": True, "bos_reads_context": True},
+    ],
+)
 def test_it_ranks_as_a_model_built_for_all_items_with_the_same_weights(make_live_bundle: Make, shape: Any) -> None:
     bundle = Bundle.load(make_live_bundle(shape=shape))
     bundle.recommender()  # the bundle's model has looked at its own table before
@@ -71,9 +78,8 @@ def test_it_ranks_as_a_model_built_for_all_items_with_the_same_weights(make_live
     whole.load_state_dict(extended.state_dict())
     whole.set_codes(table.codes_NL, table.content_hash)
     histories = [np.array([3, 41, 40]), np.array([41])]
-    rankings = [
-        OneRecRecommender(model, build_trie(table), 42).recommend(histories, 42, False) for model in (whole, extended)
-    ]
+    recommenders = [OneRecRecommender(model, build_trie(table), 42, rescoring=1.0) for model in (whole, extended)]
+    rankings = [recommender.recommend(histories, 42, exclude_seen=False) for recommender in recommenders]
     np.testing.assert_array_equal(rankings[0].items_BK, rankings[1].items_BK)
     np.testing.assert_array_equal(rankings[0].scores_BK, rankings[1].scores_BK)
 
