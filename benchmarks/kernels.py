@@ -23,6 +23,7 @@ from torch import Tensor
 from benchmarks.figures import publish
 from kernels.backends import Backend, is_installed
 from kernels.beam_attention import attend_beams
+from kernels.int8_products import int8_product, quantise_int8
 from kernels.jagged_attention import Form, attend_jagged
 from kernels.residual_codes import assign_residual
 from kernels.routed_products import routed_product
@@ -56,7 +57,7 @@ class Sizes:
 FULL = Sizes(requests=32, beams=512, history=512, codes=8192, rows=2**20)
 QUICK = Sizes(requests=4, beams=128, history=128, codes=2048, rows=2**16)
 HEADS, WIDTH, MODEL_WIDTH, EXPERTS, EXPERTS_A_TOKEN, INNER = 8, 64, 512, 24, 2, 1024
-LEVELS, VECTOR = 3, 512
+LEVELS, VECTOR, WIDE = 3, 512, 8192
 _HALF, _WHOLE = 2, 4  # bytes of bfloat16 and float32
 
 
@@ -67,6 +68,7 @@ def list_works(sizes: Sizes) -> list[Work]:
         _trie_step(sizes),
         *(_jagged_attention(sizes, form, backward) for form in get_args(Form) for backward in (False, True)),
         _routed_product(sizes),
+        _int8_product(sizes),
         _residual_codes(sizes),
     ]
 
@@ -150,6 +152,19 @@ def _routed_product(sizes: Sizes) -> Work:
 
     num_bytes = _HALF * (tokens * MODEL_WIDTH + EXPERTS * MODEL_WIDTH * INNER + rows * INNER)
     return Work("routed_product", num_bytes, 2 * rows * MODEL_WIDTH * INNER, torch.bfloat16, prepare)
+
+
+def _int8_product(sizes: Sizes) -> Work:
+    """The rows of a request or two, and more weights than a GPU's cache holds."""
+    rows = sizes.beams // 4
+
+    def prepare() -> Callable[[Backend], object]:
+        x = _randn(rows, WIDE)
+        weights = quantise_int8(_randn(WIDE, WIDE, dtype=torch.float32), x.dtype)
+        return lambda backend: int8_product(x, *weights, backend)
+
+    num_bytes = WIDE * WIDE + 2 * _HALF * rows * WIDE
+    return Work("int8_product", num_bytes, 2 * rows * WIDE * WIDE, torch.bfloat16, prepare)
 
 
 def _residual_codes(sizes: Sizes) -> Work:

@@ -40,7 +40,7 @@ def test_pays_for_many_beams_and_few_positions_alone() -> None:
     assert not pays_to_fold(num_beams=1000, num_positions=3, **shape)  # 88 plainly, 96 folded
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_beams_decode_alike_folded_and_not(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     shape = {"d_model": 16, "num_heads": 2, "head_dim": 16, "d_ff": 16, "max_history_items": 8}

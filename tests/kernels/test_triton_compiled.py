@@ -18,6 +18,7 @@ POINTERS = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.uint8: "*u8",
+    torch.int8: "*i8",
     torch.int16: "*i16",
     torch.int32: "*i32",
     torch.int64: "*i64",
@@ -101,3 +102,11 @@ def test_routed_products(compiled: list[str]) -> None:
     rows_A = torch.zeros(6, dtype=torch.int64)
     RoutedProduct.apply(tokens, weights, torch.tensor([3, 0, 3]), rows_A).sum().backward()
     assert compiled == ["_multiply", "_multiply", "_differentiate_weights"]
+
+
+def test_int8_products(compiled: list[str]) -> None:
+    from kernels.triton_int8_products import int8_product
+
+    weights = torch.zeros(300, 128, dtype=torch.int8), torch.zeros(300, 1).bfloat16()
+    int8_product(torch.zeros(50, 128).bfloat16(), *weights)
+    assert compiled == ["_multiply_widened"]
