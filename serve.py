@@ -8,7 +8,7 @@ environment variable ONEREC_API_KEYS (commas between them) close the routes unde
 catalogue, and /v1/admin/bundle, which serves another bundle, both without a pause.
 GET /metrics counts for Prometheus, /readyz says which bundle answers, /openapi.json what may be asked. Stop it with
 Ctrl-C or SIGTERM.
-`python serve.py batch --help`: answer a table of users; run again after a kill, it goes on where it stopped.
+`python serve.py batch --help`: answer a table of users; killed, it goes on; under torchrun processes share the model.
 `python serve.py ray --help`: serve by several replicas under Ray Serve.
 """
 
@@ -56,13 +56,13 @@ def _run_replicas(arguments: argparse.Namespace) -> None:
 
 
 def _run_batch(arguments: argparse.Namespace) -> None:
-    from onerec.serving.batch import BatchSettings, Workers, run_batch
+    from onerec.serving.batch import BatchSettings, choose_workers, run_batch
 
     settings = load_settings(BatchSettings, overrides=arguments.overrides)
-    given = arguments.ray is not None or arguments.cluster is not None
-    workers = Workers(arguments.ray or 0, arguments.cluster) if given else None
+    workers = choose_workers(arguments.ray, arguments.cluster)
     num_users = run_batch(arguments.bundle, arguments.users, arguments.out, arguments.histories, settings, workers)
-    print(f"{arguments.out}: {num_users:,} users answered")
+    if num_users is not None:
+        print(f"{arguments.out}: {num_users:,} users answered")
 
 
 def _server_parser() -> argparse.ArgumentParser:

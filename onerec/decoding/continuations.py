@@ -82,7 +82,7 @@ def best_continuations(
         allowed_BC = allowed_BC & (scores_BC >= floor_B[:, None])
         num_beams = min(num_beams, max(1, int(allowed_BC.sum(dim=1).max())))
     check_numbers(scores_BC, level)
-    return _best(scores_BC, children.nodes_BC, children.codes_BC, children.slots_BC, allowed_BC, num_beams)
+    return keep_best(scores_BC, children.nodes_BC, children.codes_BC, children.slots_BC, allowed_BC, num_beams)
 
 
 def check_numbers(scores: Tensor, level: int) -> None:
@@ -169,7 +169,7 @@ def _probe(
     allowed_BC = _allowed(level, nodes_BC, present_BC, exclusions)
     scores_BC = beams.scores(slots_BC, codes_BC)
     check_numbers(scores_BC, level)
-    best = _best(scores_BC, nodes_BC, codes_BC, slots_BC, allowed_BC, num_beams)
+    best = keep_best(scores_BC, nodes_BC, codes_BC, slots_BC, allowed_BC, num_beams)
     lowest_B, left_out_B = best.scores_BV[:, -1], highest_BC[:, -1]
     sure_B = best.alive_BV[:, -1] & (lowest_B > left_out_B + _ROUNDING * (1 + left_out_B.abs()))
     return best if bool(sure_B.all()) else None
@@ -201,9 +201,10 @@ def _allowed(level: int, nodes_BC: Tensor, present_BC: Tensor, exclusions: Exclu
     return present_BC & ~dead_BC
 
 
-def _best(
+def keep_best(
     scores_BC: Tensor, nodes_BC: Tensor, codes_BC: Tensor, slots_BC: Tensor, allowed_BC: Tensor, num_beams: int
 ) -> Continuations:
+    """The best `num_beams` of each request's candidates, of those that are allowed."""
     keys_BC = unique_keys(scores_BC, nodes_BC).masked_fill_(~allowed_BC, _DEAD_KEY)
     keys_BV, chosen_BV = keys_BC.topk(min(num_beams, keys_BC.size(1)), dim=1)
     alive_BV = keys_BV > _DEAD_KEY

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from onerec.bundle import Bundle
 from onerec.data.pathways import UserEvents
 from onerec.data.tables import USER
+from onerec.decoding.parallel.processes import Processes
 from onerec.decoding.recommender import OneRecRecommender
 from onerec.errors import ConfigError, DataError
 from onerec.evaluation.recommender import NO_ITEM
@@ -103,6 +104,22 @@ class Workers:
     cluster: str | None = None
 
 
+def choose_workers(number: int | None, cluster: str | None) -> Workers | Processes | None:
+    """Who makes the parts: so many processes under Ray, those that torchrun has started, or this one for None.
+
+    Raises:
+        ConfigError: both of the former.
+    """
+    by_ray = number is not None or cluster is not None
+    if not Processes.are_several():
+        return Workers(number or 0, cluster) if by_ray else None
+    if by_ray:
+        raise ConfigError(
+            "--ray: found under torchrun, expected one of the two. Ray's workers hold a whole model each."
+        )
+    return Processes.join()
+
+
 @dataclass(frozen=True)
 class BatchJob:
     """A run over a table of users, as other processes may be told of it.
@@ -124,10 +141,15 @@ class BatchJob:
 
     def open(self, bundle: Bundle, histories: HistoryStore | None) -> Batch:
         """The run in this process; errors as `run_batch` has them."""
-        catalogue, _ = Catalogue.of(bundle).adopt(self.changes)
+        catalogue, recommender = self.prepare(bundle)
         table = _read_users(self.users, has_histories=histories is not None)
         stored = None if _HISTORY in table.collect_schema() else histories
-        return Batch(catalogue, _as_wanted(catalogue.recommender, self.settings), table, stored, self.settings)
+        return Batch(catalogue, recommender, table, stored, self.settings)
+
+    def prepare(self, bundle: Bundle) -> tuple[Catalogue, OneRecRecommender]:
+        """The items, and who recommends them."""
+        catalogue, _ = Catalogue.of(bundle).adopt(self.changes)
+        return catalogue, _as_wanted(catalogue.recommender, self.settings)
 
     def path(self, start: int) -> Path:
         """File of the part that begins with row `start`."""
@@ -145,22 +167,28 @@ def run_batch(
     out: Path,
     state: str | Path | None,
     settings: BatchSettings,
-    workers: Workers | None = None,
-) -> int:
-    """Answer every row of `users` into `out`; the number of users.
+    workers: Workers | Processes | None = None,
+) -> int | None:
+    """Answer every row of `users` into `out`; the number of users, None in a process that only helps another.
 
     Args:
         users: see `BatchJob`.
         out: Parquet file to write, one row a user in their order: `user_id`, `items`, `scores`,
             `history_items_unknown`.
         state: see `BatchJob`.
-        workers: processes under Ray that make the parts; None to make them here.
+        workers: processes under Ray that make the parts, or those among which the model is shared out to make them;
+            None to make them here.
 
     Raises:
         ArtifactError: a damaged bundle, or a place that cannot be written.
         ConfigError: fewer beams than items, parts of another run beside `out`, or workers that cannot be had.
         DataError: a table without users or without histories.
     """
+    if isinstance(workers, Processes) and not workers.is_leader:
+        from onerec.serving.batch_processes import help_leader
+
+        help_leader(workers)
+        return None
     bundle = Bundle.load(bundle_folder)
     with opened_state(state) as (histories, changes):
         parts = out.with_name(out.name + ".parts").resolve()
@@ -174,6 +202,10 @@ def run_batch(
         if workers is None:
             for start in tqdm(missing, desc="users", unit="part"):
                 job.write(batch, start)
+        elif isinstance(workers, Processes):
+            from onerec.serving.batch_processes import write_parts_together
+
+            write_parts_together(job, batch, missing, workers)
         else:
             from onerec.serving.batch_workers import write_parts
 

@@ -1,6 +1,6 @@
 """DeepSpeed's ZeRO (arXiv 1910.02054): optimizer state, gradients and weights sharded over the processes.
 
-DeepSpeed is an extra and takes seconds to import, so nothing here imports it before it is asked for.
+Nothing here imports it before it is asked for.
 """
 
 import contextlib
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from onerec.errors import ArtifactError, ConfigError
+from onerec.deepspeed_package import load_deepspeed
+from onerec.errors import ArtifactError
 from onerec.training.settings import TrainingSettings
 
 _CLAIMED_BY_ACCELERATE = "ACCELERATE_USE_DEEPSPEED"
@@ -50,7 +51,7 @@ def deepspeed_runtime(zero_stage: int) -> Iterator[None]:
     if zero_stage == 0:
         yield
         return
-    _import_deepspeed(zero_stage)
+    load_deepspeed(f"training.zero_stage: found {zero_stage}", instead="set zero_stage to 0")
     added = _stand_alone() if int(os.environ.get("WORLD_SIZE", "1")) == 1 else []
     try:
         with warnings.catch_warnings():
@@ -86,22 +87,6 @@ def require_same_processes(checkpoint: Path, num_processes: int) -> None:
             f"Continue with {found} processes (torchrun --nproc_per_node={found}), or delete {checkpoint.parent} to "
             "train from the start; with zero_stage 0 a training continues with any number."
         )
-
-
-def _import_deepspeed(zero_stage: int) -> None:
-    on_cpu = not torch.accelerator.is_available()
-    if on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    try:
-        import deepspeed
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"training.zero_stage: found {zero_stage}, but DeepSpeed is not installed (no module {error.name!r}). "
-            "Install the extra (pip install -e .[deepspeed]) or set zero_stage to 0."
-        ) from None
-    if on_cpu:
-        # It would compile a shared-memory all-reduce (a minute) that crashes under torchrun; gloo does it.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _stand_alone() -> list[str]:
