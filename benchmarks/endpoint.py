@@ -1,8 +1,9 @@
 """The endpoint as a process of its own, and load on it: an open loop, whose requests leave at their own times.
 
 Latency counts from the moment at which a request was due to leave, so that a slow server cannot slow down its own
-measurement. The client speaks plain HTTP/1.1 over connections that it keeps: one with more comfort costs more processor
-time a request than the server.
+measurement. By how much the load itself was behind its times is told, too: a client that is held up sees delays that no
+server made. It speaks plain HTTP/1.1 over connections that it keeps: one with more comfort costs more processor time a
+request than the server.
 """
 
 import asyncio
@@ -14,8 +15,10 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +27,10 @@ ROOT = Path(__file__).resolve().parent.parent
 ADMIN_KEY = "admin-key-of-the-benchmark"
 FAILED = 0  # the status of a request that got no answer
 _HEADER_END = b"\r\n\r\n"
+_LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n")
 _ANSWER_TIMEOUT_S = 60.0  # beyond which a request has failed, for the server has hung
 
-Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Done = Callable[[int, bytes], None]  # is told the status and the body of an answer
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,30 @@ class Endpoint:
         """SIGKILL."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+
+
+def leave_core() -> AbstractSet[int]:
+    """Keep this process, and what it starts, off the last of its cores, which is returned: for the load.
+
+    Raises:
+        SystemExit: there is one core only.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise SystemExit(f"--pin: found {len(cores)} core, expected two: the server's and the load's. Leave it out.")
+    os.sched_setaffinity(0, cores[:-1])
+    return frozenset(cores[-1:])
+
+
+@contextmanager
+def on_cores(cores: AbstractSet[int]) -> Iterator[None]:
+    """Run this thread on some cores; wherever it runs now, if there are none."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @contextmanager
@@ -86,42 +114,92 @@ def serving(bundle: Path, histories: str | Path, limits: Sequence[str] = ()) -> 
         process.stdout.close()
 
 
+class _Connection(asyncio.Protocol):
+    """Carries one request at a time and goes back to the idle ones with its answer.
+
+    Requests are not sent one behind the other: the server answers those of a connection one by one, so that they would
+    wait for each other.
+    """
+
+    def __init__(self, idle: list["_Connection"]) -> None:
+        self._idle, self._received = idle, bytearray()
+        self._done: Done | None = None
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def ask(self, request: bytes, done: Done) -> None:
+        assert self._transport is not None
+        self._done = done
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head_end = self._received.find(_HEADER_END)
+        if head_end < 0:
+            return
+        length = _LENGTH.search(self._received, 0, head_end + 2)
+        assert length is not None
+        begin = head_end + len(_HEADER_END)
+        if len(self._received) < begin + int(length[1]):
+            return
+        status, body = int(self._received[len("HTTP/1.1 ") :][:3]), bytes(self._received[begin:])
+        self._received.clear()
+        self._idle.append(self)
+        self._tell(status, body)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        if self in self._idle:
+            self._idle.remove(self)
+        self._tell(FAILED, b"")
+
+    def _tell(self, status: int, body: bytes) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            done(status, body)
+
+
 class Client:
-    """Connections to one endpoint; as many as there are requests under way."""
+    """Connections to one endpoint, as many as there are requests under way; of one event loop."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._port = endpoint.port
-        self._idle: list[Connection] = []
+        self._idle: list[_Connection] = []
+        self._opening: set[asyncio.Task[None]] = set()
+
+    def ask(self, request: bytes, done: Done) -> None:
+        """Send a request; `done` is told status and body of the answer, the status FAILED where there is none."""
+        if self._idle:
+            self._idle.pop().ask(request, done)
+            return
+        task = asyncio.create_task(self._open(request, done))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
 
     async def send(self, request: bytes) -> tuple[int, bytes]:
-        """Status and body of the answer; the status is FAILED where there is none."""
+        """What `ask` tells, waited for."""
+        answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+
+        def done(status: int, body: bytes) -> None:
+            if not answer.done():
+                answer.set_result((status, body))
+
+        self.ask(request, done)
         try:
-            return await asyncio.wait_for(self._exchange(request), _ANSWER_TIMEOUT_S)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+            return await asyncio.wait_for(answer, _ANSWER_TIMEOUT_S)
+        except TimeoutError:
             return FAILED, b""
 
-    async def _exchange(self, request: bytes) -> tuple[int, bytes]:
-        reader, writer = await self._connection()
+    async def _open(self, request: bytes, done: Done) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            writer.write(request)
-            head = await reader.readuntil(_HEADER_END)
-            length = re.search(rb"content-length: (\d+)", head)
-            assert length is not None
-            body = await reader.readexactly(int(length[1]))
-        except BaseException:
-            writer.close()
-            raise
-        self._idle.append((reader, writer))
-        return int(head.split(b" ", 2)[1]), body
-
-    async def _connection(self) -> Connection:
-        """One that waits, or a new one; the server closes those that waited for long."""
-        while self._idle:
-            reader, writer = self._idle.pop()
-            if not reader.at_eof():
-                return reader, writer
-            writer.close()
-        return await asyncio.open_connection("127.0.0.1", self._port)
+            _, connection = await loop.create_connection(lambda: _Connection(self._idle), "127.0.0.1", self._port)
+        except OSError:
+            done(FAILED, b"")
+        else:
+            connection.ask(request, done)
 
 
 @dataclass(frozen=True)
@@ -148,8 +226,8 @@ async def offer(
     see: Callable[[Answer], None],
     seed: int = 0,
     catch_up: bool = True,
-) -> int:
-    """Send requests at random moments, `rate_per_s` of them on average; how many were sent.
+) -> list[float]:
+    """Send requests at random moments, `rate_per_s` of them on average; seconds by which each left after it was due.
 
     Args:
         request: the request of a number.
@@ -158,24 +236,34 @@ async def offer(
             rate, so that whoever holds it up does not make a burst of the load.
     """
     random = np.random.default_rng(seed)
-    under_way: set[asyncio.Task[None]] = set()
+    lags_s: list[float] = []
+    due_s_of: dict[int, float] = {}  # number of a request under way -> when it was due
+    all_seen = asyncio.Event()
     due_s = begin_s = time.monotonic()
-    number = 0
 
-    async def one(content: bytes, due_s: float) -> None:
-        status, body = await client.send(content)
-        see(Answer(status, due_s, time.monotonic() - due_s, body))
+    def done(number: int, status: int, body: bytes) -> None:
+        was_due_s = due_s_of.pop(number, None)
+        if was_due_s is not None:
+            see(Answer(status, was_due_s, time.monotonic() - was_due_s, body))
+        if not due_s_of:
+            all_seen.set()
 
     while (due_s := due_s + random.exponential(1 / rate_per_s)) < begin_s + seconds:
         await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+        now_s = time.monotonic()
         if not catch_up:
-            due_s = max(due_s, time.monotonic())
-        task = asyncio.create_task(one(request(number), due_s))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
-        number += 1
-    await asyncio.gather(*under_way)
-    return number
+            due_s = max(due_s, now_s)
+        number = len(lags_s)
+        lags_s.append(now_s - due_s)
+        due_s_of[number] = due_s
+        client.ask(request(number), partial(done, number))
+    all_seen.clear()
+    if due_s_of:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(all_seen.wait(), _ANSWER_TIMEOUT_S)
+    for number in list(due_s_of):
+        done(number, FAILED, b"")
+    return lags_s
 
 
 async def keep_busy(

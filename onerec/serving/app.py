@@ -16,7 +16,7 @@ from onerec.serving.access import AccessDeniedError, Keys, check_access, check_a
 from onerec.serving.body_limit import BodyLimit
 from onerec.serving.catalogue import CannotPlaceError
 from onerec.serving.changes import ChangeStore, SqliteChanges
-from onerec.serving.direct import Direct
+from onerec.serving.direct import Direct, Way
 from onerec.serving.engine import Engine
 from onerec.serving.histories import HistoryStore
 from onerec.serving.metrics import CONTENT_TYPE
@@ -51,7 +51,9 @@ Owe = Callable[[int], None]  # counts more requests against the key of this one
 _PAGE = pathlib.Path(__file__).with_name("page.html")
 # The page brings its own style and script, and asks nobody but this server.
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
-_RECOMMEND = "/v1/recommend"
+_RECOMMEND, _RECOMMEND_BATCH = "/v1/recommend", "/v1/recommend/batch"
+# FastAPI's own telemetry: spans are `onerec.serving.traces`', and to ask whether these are wanted costs every request.
+_NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False}
 _MAX_KEY_CHARACTERS = 512
 _MAX_LISTED = 200
 Key = Annotated[str, Path(min_length=1, max_length=_MAX_KEY_CHARACTERS)]
@@ -89,22 +91,36 @@ def create_app(
             yield
 
     # The pages of documentation that FastAPI brings load their scripts from elsewhere; /openapi.json stays.
-    app = FastAPI(title="OneRec", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="OneRec", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, telemetry=_NO_TELEMETRY
+    )
     for error, handler in _HANDLERS.items():
         app.add_exception_handler(error, handler)
     rates = Rates(engine.limits.max_requests_per_s)
     _add_routes(app, service, keys, rates, alone)
 
+    # The last one is the outermost.
+    app.add_middleware(Direct, ways=_direct_ways(app, service, keys, rates), handlers=_HANDLERS)
+    app.add_middleware(BodyLimit, max_body_bytes=engine.limits.max_body_bytes)
+    app.add_middleware(Observe, metrics=service.metrics, traces=traces)
+    return app
+
+
+def _direct_ways(app: FastAPI, service: Service, keys: Keys, rates: Rates) -> list[Way]:
     async def recommend(request: Request, asked: RecommendRequest) -> RecommendResponse:
         rates.take(check_access(request, keys.api))
         return await service.recommend(asked)
 
-    # The last one is the outermost.
-    route = next(route for route in app.routes if getattr(route, "path", None) == _RECOMMEND)
-    app.add_middleware(Direct, route=route, answer=recommend, handlers=_HANDLERS)
-    app.add_middleware(BodyLimit, max_body_bytes=engine.limits.max_body_bytes)
-    app.add_middleware(Observe, metrics=service.metrics, traces=traces)
-    return app
+    async def recommend_batch(request: Request, asked: RecommendBatchRequest) -> RecommendBatchResponse:
+        rates.take(key := check_access(request, keys.api))
+        rates.owe(key, len(asked.requests) - 1)
+        return await service.recommend_batch(asked)
+
+    routes = {getattr(route, "path", None): route for route in app.routes}
+    return [
+        Way(routes[_RECOMMEND], RecommendRequest, recommend),
+        Way(routes[_RECOMMEND_BATCH], RecommendBatchRequest, recommend_batch),
+    ]
 
 
 def _add_routes(app: FastAPI, service: Service, keys: Keys, rates: Rates, alone: bool) -> None:
@@ -135,7 +151,7 @@ def _add_user_routes(app: FastAPI, service: Service, v1: _Options, account: Call
         """Recommend the items of highest probability after a history."""
         return await service.recommend(request)
 
-    @app.post("/v1/recommend/batch", response_model_exclude_none=True, **v1)
+    @app.post(_RECOMMEND_BATCH, response_model_exclude_none=True, **v1)
     async def recommend_batch(
         request: RecommendBatchRequest, owe: Annotated[Owe, Depends(account)]
     ) -> RecommendBatchResponse:

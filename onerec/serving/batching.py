@@ -4,24 +4,25 @@ One inference thread works through what waits. While it is busy requests gather,
 all that may join it: the same number of beams and the same kind of search, up to a number of rows, a row being one beam
 of one request. A batch of one is answered as if it were alone, so that batching changes no answer but by rounding.
 
-Who would wait beyond the deadline is refused at once, by what the latest batches took: a refusal that comes early lets
-the caller ask elsewhere, and the line stays as short as the answers in it are of use.
+Who would be answered beyond the deadline is refused at once, by what the latest batches took (`onerec.serving.pace`): a
+refusal that comes early lets the caller ask elsewhere, and the line stays as short as the answers in it are of use.
+Whom the estimate let in and whom a slow batch then held up is refused before the search, not after it.
 """
 
 import asyncio
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from onerec.errors import OverloadedError
 from onerec.serving.engine import Query
 from onerec.serving.limits import Limits
+from onerec.serving.pace import Pace
 from onerec.serving.schema import RecommendResponse
 
-_NUM_TIMED = 8  # latest batches by whose times the next ones are expected
+_RESERVE = 0.1  # share of the deadline that is kept for what the estimate errs by
 
 Answer = Callable[[Sequence[Query]], list[RecommendResponse]]
 
@@ -30,17 +31,24 @@ Answer = Callable[[Sequence[Query]], list[RecommendResponse]]
 class _Waiting:
     query: Query
     answer: asyncio.Future[RecommendResponse]
-    since_s: float = field(default_factory=time.monotonic)
+    since_s: float
 
 
 class Batcher:
-    """Queue in front of the inference thread; `run` it as a task of the event loop."""
+    """Queue in front of the inference thread; `run` it as a task of the event loop.
 
-    def __init__(self, answer: Answer, executor: Executor, limits: Limits) -> None:
-        self._answer, self._executor, self._limits = answer, executor, limits
+    Args:
+        answer: answers queries of one kind, in `executor`.
+        clock: seconds since some moment.
+    """
+
+    def __init__(
+        self, answer: Answer, executor: Executor, limits: Limits, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._answer, self._executor, self._limits, self._clock = answer, executor, limits, clock
         self._waiting: deque[_Waiting] = deque()
         self._arrival = asyncio.Event()
-        self._timed: deque[tuple[float, int]] = deque(maxlen=_NUM_TIMED)  # milliseconds and rows of a batch
+        self._pace = Pace(limits.max_batch_rows)
         self._num_rows_waiting = self._num_rows_in_work = 0
 
     @property
@@ -56,11 +64,11 @@ class Batcher:
         """
         if self.num_waiting >= self._limits.max_waiting:
             raise OverloadedError(f"{self.num_waiting} requests are waiting already, as many as may. Try again later.")
-        if (expected_ms := self._expected_ms(query)) > self._limits.deadline_ms:
+        if (expected_ms := self._expected_ms(query)) > (1 - _RESERVE) * self._limits.deadline_ms:
             raise OverloadedError(
-                f"an answer would take {expected_ms:.0f} ms, more than its deadline allows. Try again later."
+                f"an answer would take {expected_ms:.0f} ms, too close to its deadline or beyond it. Try again later."
             )
-        waiting = _Waiting(query, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(query, asyncio.get_running_loop().create_future(), self._clock())
         self._waiting.append(waiting)
         self._num_rows_waiting += query.beams
         self._arrival.set()
@@ -81,10 +89,15 @@ class Batcher:
         if self._num_rows_waiting < self._limits.max_batch_rows:
             await asyncio.sleep(self._limits.batch_wait_ms / 1e3)
         if batch := self._take_batch():
-            begin_s, self._num_rows_in_work = time.monotonic(), _num_rows(batch)
-            await self._answer_batch(batch)
-            self._timed.append((1e3 * (time.monotonic() - begin_s), self._num_rows_in_work))
+            begin_s, self._num_rows_in_work = self._clock(), _num_rows(batch)
+            searched_s = await self._answer_batch(batch)
+            self._pace.note_batch(1e3 * (self._clock() - begin_s), self._num_rows_in_work)
             self._num_rows_in_work = 0
+            # Called after all that the answers have woken, which is when they are written.
+            asyncio.get_running_loop().call_soon(self._note_written, searched_s)
+
+    def _note_written(self, searched_s: float) -> None:
+        self._pace.note_writing(1e3 * (self._clock() - searched_s))
 
     def _refuse_all(self, error: Exception) -> None:
         for waiting in self._waiting:
@@ -92,34 +105,22 @@ class Batcher:
                 waiting.answer.set_exception(error)
         self._waiting, self._num_rows_waiting = deque(), 0
 
-    def _mean_batch_ms(self) -> float:
-        """Time that the latest batches took; 0 before there were enough to tell."""
-        return sum(ms for ms, _ in self._timed) / _NUM_TIMED if len(self._timed) == _NUM_TIMED else 0.0
-
     def _expected_ms(self, query: Query) -> float:
-        """At least the time until a new query would be answered; 0 where nobody is before it.
-
-        The less of two estimates: by the number of batches, which is too much after batches larger than those to come,
-        and by the number of rows, which is too much after smaller ones.
-        """
+        """Time until a new query would be answered; 0 where nobody is before it, so that there is always somebody."""
         if not self._waiting and not self._num_rows_in_work:
             return 0.0
-        num_rows = self._num_rows_waiting + query.beams
-        num_batches = math.ceil(num_rows / self._limits.max_batch_rows) + (self._num_rows_in_work > 0)
-        mean_ms = self._mean_batch_ms()
-        row_ms = _NUM_TIMED * mean_ms / max(1, sum(rows for _, rows in self._timed))
-        return min(num_batches * mean_ms, (num_rows + self._num_rows_in_work) * row_ms)
+        return self._pace.expected_ms(self._num_rows_waiting + query.beams, self._num_rows_in_work)
 
     def _take_batch(self) -> list[_Waiting]:
-        """The oldest request and those that can be decoded with it; requests beyond their deadline are refused."""
+        """The oldest request and those that can be decoded with it; whom it would answer too late is refused."""
         batch: list[_Waiting] = []
         left: deque[_Waiting] = deque()
         # Their own batch takes its time too, but never so much of the deadline that nobody could be answered.
-        most_ms = self._limits.deadline_ms - min(self._mean_batch_ms(), self._limits.deadline_ms / 2)
+        most_ms = self._limits.deadline_ms - min(self._pace.own_ms, self._limits.deadline_ms / 2)
         for waiting in self._waiting:
             if waiting.answer.done():  # its client has gone
                 continue
-            waited_ms = 1e3 * (time.monotonic() - waiting.since_s)
+            waited_ms = 1e3 * (self._clock() - waiting.since_s)
             if waited_ms > most_ms:
                 waiting.answer.set_exception(
                     OverloadedError(f"the request has waited for {waited_ms:.0f} ms, more than its deadline allows.")
@@ -137,22 +138,28 @@ class Batcher:
         fits = (len(batch) + 1) * query.beams <= self._limits.max_batch_rows
         return fits and batch[0].query.kind == query.kind
 
-    async def _answer_batch(self, batch: Sequence[_Waiting]) -> None:
-        """Set every request's answer; where a batch fails, each is tried alone, so that one cannot spoil the others."""
+    async def _answer_batch(self, batch: Sequence[_Waiting]) -> float:
+        """Set every request's answer, and say when it was found.
+
+        Where a batch fails, each of its requests is tried alone, so that one cannot spoil the others.
+        """
         loop = asyncio.get_running_loop()
         queries = [waiting.query for waiting in batch]
         try:
-            answers = await loop.run_in_executor(self._executor, self._answer, queries)
+            answers, searched_s = await loop.run_in_executor(self._executor, self._search, queries)
         except Exception as error:
             if len(batch) > 1:
-                for waiting in batch:
-                    await self._answer_batch([waiting])
-            elif not batch[0].answer.done():
+                return [await self._answer_batch([waiting]) for waiting in batch][-1]
+            if not batch[0].answer.done():
                 batch[0].answer.set_exception(error)
-            return
+            return self._clock()
         for waiting, answer in zip(batch, answers, strict=True):
             if not waiting.answer.done():
                 waiting.answer.set_result(answer)
+        return searched_s
+
+    def _search(self, queries: Sequence[Query]) -> tuple[list[RecommendResponse], float]:
+        return self._answer(queries), self._clock()
 
 
 def _num_rows(requests: Iterable[_Waiting]) -> int:

@@ -49,9 +49,10 @@ class Catalogue:
 
     @classmethod
     def of(cls, bundle: Bundle) -> "Catalogue":
-        """The bundle's own items."""
-        nothing = np.zeros(bundle.table.num_items, dtype=bool)
-        return cls(bundle, bundle.table, bundle.items, nothing, bundle.recommender())
+        """The bundle's own items; its model is kept in the precision of decoding alone."""
+        nothing, recommender = np.zeros(bundle.table.num_items, dtype=bool), bundle.recommender()
+        bundle = replace(bundle, model=recommender.model)
+        return cls(bundle, bundle.table, bundle.items, nothing, recommender)
 
     def find(self, item_id: str) -> int | None:
         """Index of an item, a removed one too; None for one that never was here."""
@@ -201,6 +202,11 @@ class Catalogue:
         recommender = self.recommender
         reads_fields = recommender.model.encoder.pathways is not None
         if table is not self.table or reads_fields:
+            if not recommender.is_whole:
+                raise ServingError(
+                    "item: found a model that several processes share, which takes in no new items and no fields that "
+                    "it reads. Serve it by one process, or write the bundle again."
+                )
             model = with_items(recommender.model, table, items, self.bundle.assigner)
             # A model for decoding has its precision already.
             recommender = OneRecRecommender(

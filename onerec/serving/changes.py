@@ -55,13 +55,10 @@ class SupersededError(Exception):
 
 
 class ChangeStore(Protocol):
-    """Changes of the catalogue, safe to call from several threads.
-
-    Args:
-        shared: other servers may write here too; each must look for what they wrote.
-    """
+    """Changes of the catalogue, safe to call from several threads."""
 
     shared: bool
+    """Whether other servers may write here too, so that each has to look for what they wrote."""
 
     def write(self, changes: Sequence[ItemChange], after: int | None = None) -> int:
         """Store all of the changes or none, each in the place of its item's last; they survive from here on.

@@ -4,7 +4,7 @@ Shapes: B queries of a batch, K places of a list.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from onerec.bundle import Bundle
 from onerec.data.pathways import History, UserEvents
 from onerec.decoding.recommender import OneRecRecommender
-from onerec.errors import ConfigError, ServingError
+from onerec.errors import ConfigError, DataError, ServingError
 from onerec.evaluation.recommender import NO_ITEM, Ranking
 from onerec.model.context import Context
 from onerec.model.preference.signals import CHOSEN
@@ -79,11 +79,11 @@ class Engine:
     """
 
     def __init__(self, bundle: Bundle, limits: Limits) -> None:
-        self.bundle = bundle
         self.limits = limits
         self.content_hash = bundle.manifest.content_hash
         self.keeps_places = bundle.new_items is not None  # of each list, for new items
         self.catalogue = Catalogue.of(bundle)
+        self.bundle = self.catalogue.bundle
         pathways = bundle.model.encoder.pathways
         self._spec = None if pathways is None else pathways.spec
         signals = () if bundle.selector is None else bundle.selector.judge.model.signals
@@ -151,9 +151,8 @@ class Engine:
         searched = time.perf_counter()
         milliseconds = StageMilliseconds(encode=1e3 * (encoded - start), search=1e3 * (searched - encoded))
         responses = []
-        for row, query in enumerate(queries):
-            items_K, scores_K = found.ranking.items_BK[row, : query.k], found.ranking.scores_BK[row, : query.k]
-            response = self._respond(query, _items(catalogue, items_K, scores_K), milliseconds)
+        for row, (query, items) in enumerate(zip(queries, _items(catalogue, found.ranking, queries), strict=True)):
+            response = self._respond(query, items, milliseconds)
             response.expansions = None if found.expansions_B is None else int(found.expansions_B[row])
             response.levels = None if found.levels_B is None else found.levels_B[row]
             responses.append(response)
@@ -168,16 +167,17 @@ class Engine:
         Raises:
             ServingError: some are not in the catalogue; `name` says whose they are.
         """
-        find = self.catalogue.find
-        found = [find(str(item_id)) for item_id in item_ids]
-        if unknown := [item_id for item_id, index in zip(item_ids, found, strict=True) if index is None]:
+        try:
+            return np.array(list(map(self.catalogue.table.index_of, map(str, item_ids))), dtype=np.int64)
+        except DataError:  # says one; the caller wants to know them all
+            find = self.catalogue.find
+            unknown = [item_id for item_id in item_ids if find(str(item_id)) is None]
             named = ", ".join(_shown(item_id) for item_id in unknown[:_MAX_NAMED_IDS])
             more = f" and {len(unknown) - _MAX_NAMED_IDS} more" if len(unknown) > _MAX_NAMED_IDS else ""
             raise ServingError(
                 f"{name}: {len(unknown)} of {len(item_ids)} item ids are not in the catalogue: {named}{more}. "
                 "Send ids of the bundle's catalogue."
-            )
-        return np.array(found, dtype=np.int64)
+            ) from None
 
     def _check(self, request: RecommendRequest) -> None:
         self.limits.check(request)
@@ -226,13 +226,18 @@ class Engine:
         )
 
 
-def _items(catalogue: Catalogue, items_K: np.ndarray, scores_K: np.ndarray) -> list[RecommendedItem]:
-    codes_KL = catalogue.table.codes_NL[items_K].tolist()  # of the last item where there is none
-    return [
-        RecommendedItem(id=catalogue.ids[item], score=score, semantic_id=codes_L, title=catalogue.titles[item])
-        for item, score, codes_L in zip(items_K.tolist(), scores_K.tolist(), codes_KL, strict=True)
-        if item != NO_ITEM
-    ]
+def _items(catalogue: Catalogue, ranking: Ranking, queries: Sequence[Query]) -> Iterator[list[RecommendedItem]]:
+    """The first k of each query; fewer where fewer were found."""
+    ids, titles = catalogue.ids, catalogue.titles
+    codes_BKL = catalogue.table.codes_NL[ranking.items_BK].tolist()  # of the last item where there is none
+    rows = zip(queries, ranking.items_BK.tolist(), ranking.scores_BK.tolist(), codes_BKL, strict=True)
+    for query, items_K, scores_K, codes_KL in rows:
+        places = list(zip(items_K, scores_K, codes_KL, strict=True))[: query.k]
+        yield [
+            RecommendedItem(id=ids[item], score=score, semantic_id=codes_L, title=titles[item])
+            for item, score, codes_L in places
+            if item != NO_ITEM
+        ]
 
 
 def _as_text(value: str | int | bool) -> str:

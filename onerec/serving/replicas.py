@@ -16,7 +16,14 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from onerec.errors import ConfigError, ServingError
 from onerec.serving.limits import Limits
 from onerec.serving.ray_cluster import start_ray
-from onerec.serving.server import SHUTDOWN_SECONDS, LogFormat, load_engine, missing_package, open_app
+from onerec.serving.server import (
+    SHUTDOWN_SECONDS,
+    LogFormat,
+    load_engine,
+    missing_package,
+    open_app,
+    spare_collector,
+)
 from onerec.serving.stores import is_redis
 
 if TYPE_CHECKING:
@@ -158,7 +165,9 @@ def build_replica(
     keep_freed_memory()
     if log_format == "json":  # else Ray's own
         logging.config.dictConfig(log_config(log_format))
-    return open_app(load_engine(Path(bundle_folder), settings, log_format), histories, keys, traces, alone=False)
+    app = open_app(load_engine(Path(bundle_folder), settings, log_format), histories, keys, traces, alone=False)
+    spare_collector()
+    return app
 
 
 def _require_shared(histories: str | Path | None) -> None:

@@ -1,4 +1,7 @@
-"""What the endpoint reads and answers: the types of its OpenAPI document."""
+"""What the endpoint reads and answers: the types of its OpenAPI document.
+
+Empty lists and tables come from factories: a default that is written as such would be copied for every request.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -51,7 +54,7 @@ class KnownEvents(BaseModel):
 
     timestamps: list[FiniteFloat] | None = Field(None, description="Unix seconds, never descending")
     feedback: dict[Text, list[FiniteFloat | None]] = Field(
-        default={}, description="feedback column -> values; null where not known"
+        default_factory=dict, description="feedback column -> values; null where not known"
     )
 
 
@@ -69,17 +72,19 @@ class RecommendRequest(BaseModel):
         description="what is known of `history`, for a model that reads it; what is left out is missing",
     )
     profile: dict[Text, FieldValue] = Field(
-        default={}, description="static column of the user -> value, likewise; a value never seen counts as unknown"
+        default_factory=dict,
+        description="static column of the user -> value, likewise; a value never seen counts as unknown",
     )
     wish: dict[Text, FiniteFloat] = Field(
-        default={}, description="feedback column -> return that is wished for, of a model that was trained with returns"
+        default_factory=dict,
+        description="feedback column -> return that is wished for, of a model that was trained with returns",
     )
     k: PositiveCount = Field(10, description="items to return")
     beams: PositiveCount | None = Field(
         None,
         description="prefixes kept in the search, at least k; the bundle's own number where not given, or k if more",
     )
-    exclude: list[ItemId] = Field(default=[], description="ids that may not be returned")
+    exclude: list[ItemId] = Field(default_factory=list, description="ids that may not be returned")
     exclude_seen: StrictBool = Field(True, description="leave out every item of the history")
     filter: ItemFilter | None = Field(None, description="return only items that pass; all where not given")
     exact: StrictBool = Field(

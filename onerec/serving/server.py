@@ -1,10 +1,12 @@
 """One process: load the bundle, listen, answer until told to stop."""
 
+import gc
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from onerec.decoding.parallel.processes import Processes
 from onerec.errors import ConfigError, ServingError
 from onerec.serving.limits import Limits
 
@@ -30,6 +32,8 @@ def run_server(
 ) -> None:
     """Serve a bundle until SIGTERM or SIGINT; requests in flight are answered first.
 
+    Of several processes that torchrun has started the first serves, and the others decode with it.
+
     Args:
         histories: place of users' events and of the catalogue's changes, see `open_stores`.
         log_format: of what is written to the error stream; in `json` an object a line, one of them a request.
@@ -45,13 +49,19 @@ def run_server(
         import uvicorn
 
         from onerec.serving.access import Keys
+        from onerec.serving.engine_processes import help_to_serve, shared_out
         from onerec.serving.logs import log_config
     except ModuleNotFoundError as error:
         raise missing_package(error, _PACKAGES, "serve") from None
     keys = Keys.from_environment()
+    processes = Processes.join() if Processes.are_several() else None
+    if processes is not None and not processes.is_leader:
+        help_to_serve(bundle_folder, processes)
+        return
     engine = load_engine(bundle_folder, limits, log_format)
-    with _listen(host, port) as listener:
+    with _listen(host, port) as listener, shared_out(engine, processes):
         app = open_app(engine, histories, keys, traces)
+        spare_collector()
         config = uvicorn.Config(app, timeout_graceful_shutdown=SHUTDOWN_SECONDS, log_config=log_config(log_format))
         address = f"[{host}]" if ":" in host else host
         print(f"Serving {bundle_folder} at http://{address}:{listener.getsockname()[1]}/v1/recommend", flush=True)
@@ -84,6 +94,16 @@ def open_app(
 
     events, changes = open_stores(histories)
     return create_app(engine, events, keys, changes, traces_to(traces), alone)
+
+
+def spare_collector() -> None:
+    """Let the garbage collector pass over all that is loaded by now and stays: PyTorch, the bundle, the application.
+
+    To read it all takes some tenths of a second, for which nothing else runs; and it was read again and again, as
+    answers to many requests grow old enough to call for a whole collection.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def missing_package(error: ModuleNotFoundError, packages: Sequence[str], extra: str) -> Exception:

@@ -121,10 +121,13 @@ class Service:
         most = self.engine.limits.max_batch_requests
         if len(batch.requests) > most:
             raise ServingError(f"requests: found {len(batch.requests)}, expected at most {most}.")
+        catalogue = self.engine.catalogue
         responses = list(await asyncio.gather(*map(self.recommend, batch.requests)))
-        while outdated := [place for place, response in enumerate(responses) if self._is_outdated(response)]:
-            for place in outdated:
-                responses[place] = await self.recommend(batch.requests[place])
+        while self.engine.catalogue is not catalogue:
+            catalogue = self.engine.catalogue
+            for place, request in enumerate(batch.requests):
+                if self._is_outdated(responses[place]):
+                    responses[place] = await self.recommend(request)
         return RecommendBatchResponse(responses=responses)
 
     async def store(self, request: EventsRequest) -> EventsResponse:
@@ -211,8 +214,11 @@ class Service:
         placed anew beside the new one's own.
 
         Raises:
-            ServingError: the folder is no whole bundle, or another is being loaded; the old one serves on.
+            ServingError: the folder is no whole bundle, another is being loaded, or several processes share this one;
+                the old one serves on.
         """
+        if not self.engine.catalogue.recommender.is_whole:
+            raise ServingError("bundle: several processes share the one that serves. Start them anew with another.")
         if self._swapping.locked():
             raise ServingError("bundle: another one is being loaded. Wait for it.")
         async with self._swapping:

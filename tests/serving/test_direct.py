@@ -1,4 +1,4 @@
-"""The shorter way of a recommendation: whatever is sent, the answer is FastAPI's own, to the last byte.
+"""The shorter way of recommendations, one or a batch: whatever is sent, the answer is FastAPI's own, to the last byte.
 
 A body that calls itself `application/x+json` is JSON to FastAPI and goes its way.
 """
@@ -26,17 +26,18 @@ KEY = "key-of-ann-and-hers"
 
 @pytest.fixture(scope="module")
 def client(small_bundle: Path) -> Iterator[TestClient]:
-    app = create_app(Engine(Bundle.load(small_bundle), Limits(batch_wait_ms=0)), SqliteHistories(), Keys(api=(KEY,)))
+    limits = Limits(batch_wait_ms=0, max_batch_rows=1)  # each alone: who is decoded together is a matter of chance
+    app = create_app(Engine(Bundle.load(small_bundle), limits), SqliteHistories(), Keys(api=(KEY,)))
     with TestClient(app) as client:
         yield client
 
 
-def both(client: TestClient, body: bytes, key: str = KEY) -> tuple[int, bytes]:
+def both(client: TestClient, body: bytes, key: str = KEY, path: str = "/v1/recommend") -> tuple[int, bytes]:
     """Status and body of the answer, which has to be the same both ways."""
     answers = []
     for kind in ("application/json", "application/x+json"):
         headers = {"content-type": kind, "authorization": f"Bearer {key}"}
-        response = client.post("/v1/recommend", content=body, headers=headers)
+        response = client.post(path, content=body, headers=headers)
         answers.append((response.status_code, response.headers["content-type"], response.content))
     assert answers[0] == answers[1]
     return answers[0][0], answers[0][2]
@@ -59,10 +60,26 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
+QUESTIONS = st.fixed_dictionaries({}, optional=VALUES)
+WELL_FORMED = st.fixed_dictionaries(
+    {"history": st.lists(st.sampled_from([100, "101", 139, 120, 121]), max_size=4)},
+    optional={"k": st.integers(1, 14), "beams": st.sampled_from([12, 20]), "exclude": st.just([103])},
+)
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.fixed_dictionaries({}, optional=VALUES))
+@given(QUESTIONS)
 def test_any_question_is_answered_as_fastapi_answers_it(client: TestClient, question: dict[str, Any]) -> None:
     both(client, json.dumps(question).encode())
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(WELL_FORMED, max_size=4), st.lists(QUESTIONS, max_size=1), st.sampled_from([{}, {}, {}, {"other": 1}]))
+def test_any_batch_is_answered_as_fastapi_answers_it(
+    client: TestClient, questions: list[Any], odd: list[Any], more: dict[str, int]
+) -> None:
+    batch = json.dumps({"requests": questions + odd, **more}).encode()
+    both(client, batch, path="/v1/recommend/batch")
 
 
 @pytest.mark.parametrize(
@@ -85,18 +102,35 @@ def test_odd_json_is_read_the_same(client: TestClient, body: bytes, status: int)
     assert both(client, body)[0] == status
 
 
-def test_the_shorter_way_is_taken_and_asks_for_the_key(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["/v1/recommend", "/v1/recommend/batch"])
+def test_the_shorter_way_is_taken_and_asks_for_the_key(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
     taken, validate = [], direct._validate
     monkeypatch.setattr(direct, "_validate", lambda *sent: taken.append(validate(*sent)) or taken[-1])
     body = b'{"history": [103], "k": 3}'
-    assert both(client, body)[0] == 200
-    assert both(client, body, key="another-key-of-nobody") == (
+    if path != "/v1/recommend":
+        body = b'{"requests": [' + body + b"]}"
+    assert both(client, body, path=path)[0] == 200
+    assert both(client, body, key="another-key-of-nobody", path=path) == (
         401,
         b'{"reason":"the request carries no key of this server"}',
     )
-    assert [asked is not None for asked in taken] == [True, False, True, False]
+    assert [asked is not None for asked in taken] == [True, True]  # the other kind of JSON was not looked at
     headers = {"content-type": "application/json; charset=utf-8", "authorization": f"Bearer {KEY}"}
-    assert client.post("/v1/recommend", content=body, headers=headers).status_code == 200
+    assert client.post(path, content=body, headers=headers).status_code == 200
     assert taken[-1] is not None
     page = client.get("/metrics").text
-    assert 'onerec_responses_total{route="/v1/recommend",status="401"} 2.0' in page
+    assert f'onerec_responses_total{{route="{path}",status="401"}} 2.0' in page
+
+
+def test_a_batch_counts_as_what_it_holds_either_way(small_bundle: Path) -> None:
+    limits = Limits(batch_wait_ms=0, max_requests_per_s=4)
+    engine = Engine(Bundle.load(small_bundle), limits)
+    body = b'{"requests": [{"history": []}, {"history": []}, {"history": []}, {"history": []}]}'
+    for kind in ("application/json", "application/x+json"):
+        with TestClient(create_app(engine, SqliteHistories())) as client:
+            headers = {"content-type": kind}
+            sent = [client.post("/v1/recommend/batch", content=body, headers=headers) for _ in range(2)]
+            assert [answer.status_code for answer in sent] == [200, 429]
+            assert "retry-after" in sent[1].headers

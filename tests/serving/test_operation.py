@@ -1,7 +1,9 @@
 """What operators see: request ids, the log, spans, and keys that ask too often."""
 
+import gc
 import json
 import logging
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ from onerec.serving.histories import SqliteHistories
 from onerec.serving.limits import Limits
 from onerec.serving.logs import JsonFormatter
 from onerec.serving.rates import Rates, TooManyRequestsError
+from onerec.serving.server import load_engine, spare_collector
 from onerec.serving.traces import Traces
 
 ANN, BOB = "key-of-ann-and-hers", "key-of-bob-and-his"
@@ -143,3 +146,18 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back(bundle: Bundle, clo
         assert client.get("/healthz").status_code == 200  # whoever watches the server is never refused
         clock[0] += 1
         assert (ask(ANN).status_code, ask(BOB).status_code) == (200, 429)
+
+
+def test_what_the_collector_passes_over_is_freed_all_the_same(small_bundle: Path) -> None:
+    """A bundle that another takes the place of: its memory goes with its last user."""
+    engine = load_engine(small_bundle, Limits())
+    parts = [weakref.ref(part) for part in (engine, engine.catalogue, engine.bundle.model)]
+    gc.disable()
+    spare_collector()
+    try:
+        assert gc.get_freeze_count() > 0
+        del engine
+        assert [part() for part in parts] == [None, None, None]
+    finally:
+        gc.unfreeze()
+        gc.enable()
