@@ -34,7 +34,6 @@ from onerec.config import RunConfig
 from onerec.data.batches import TrainingWindows, bucketed_batches
 from onerec.data.features import FittedPathways, fit_pathways, user_profiles
 from onerec.data.histories import Split
-from onerec.data.pathway_settings import PathwaySettings
 from onerec.data.pathways import EventSource, WindowPathways
 from onerec.evaluation.evaluator import evaluate
 from onerec.evaluation.settings import EvaluationSettings
@@ -42,9 +41,10 @@ from onerec.model.flops import training_flops
 from onerec.model.onerec import OneRec
 from onerec.model.settings import ModelSettings
 from onerec.pipeline import Pipeline
-from onerec.training.pretraining import build_model, training_windows
+from onerec.training.pretraining import Fitted, build_model, training_windows
 from onerec.training.settings import TrainingSettings
 from onerec.training.trainer import OneRecTrainer
+from tokenizer.fit import load_item_vectors
 from tokenizer.settings import load_settings
 
 _METRICS = ("recall@10", "ndcg@10")
@@ -113,8 +113,9 @@ def train(
 ) -> tuple[dict[str, Any], list[Moment]]:
     """Train one model by the run's own recipe, validated after every epoch."""
     torch.manual_seed(pipeline.config.seed)
-    fitted = fit_pathways(settings.pathways or PathwaySettings(), pipeline.data, None) if settings.pathways else None
-    model = build_model(settings, pipeline.table, pathways=fitted)
+    fitted = fit_pathways(settings.pathways, pipeline.data, None) if settings.pathways else None
+    vectors_NV = load_item_vectors(pipeline.folder / "tokenizer")
+    model = build_model(settings, pipeline.table, Fitted(None, fitted, vectors_NV), seed=pipeline.config.seed)
     windows = first_windows(training_windows(pipeline.data.histories, model, fitted), scale.max_windows)
     held_out = first_windows(validation_windows(pipeline, model, fitted), scale.max_targets)
     training = pipeline.config.training.model_copy(

@@ -13,7 +13,9 @@ depend on them. A request is timed from item indices to ranked items, encoding i
 Both do so in float32 and, where the hardware multiplies bfloat16, in that: OneRec as `decoding.precision` has it, T5
 under autocast, each against the other in the same precision.
 
-The programs take turns on the same batches; each figure is its best turn after one that is not timed. The ratios of
+The programs take turns on the same batches; each figure is its best turn after one that is not timed. With `--compile`
+OneRec's decoder has its turns both as it is and with its steps as compiled programs; `compiled_gain` and
+`unique_ids_compiled_gain` are how many times as fast the latter is, all other figures are of the former. The ratios of
 `cpu_ratio_…` compare processor seconds instead of the clock's, which others who use the machine disturb less.
 `flops_utilisation` is OneRec's model FLOPs over the best rate of a 1024 x 1024 product; `search_share` is the
 part of OneRec's time outside the model: trie, candidates and top-k. `invalid_rate` is the share of returned places that
@@ -83,17 +85,19 @@ class ClockedModel:
 class Onerec:
     """Our side of the comparison."""
 
-    def __init__(self, table: SemanticIdTable, precision: Precision, compiled: bool) -> None:
+    def __init__(self, table: SemanticIdTable, precision: Precision) -> None:
         torch.manual_seed(0)
         self.model = build_model(ONEREC_SHAPE, table).eval().for_decoding(precision)
-        self.model.decoder.compiled = compiled
         self._prefix_vectors = self._pool_prefix_vectors()  # once a model, as `Recommender` does
         self.trie = Trie.from_table(table.codes_NL, table.codes_per_level)
 
     @torch.inference_mode()
-    def decode(self, histories_BS: np.ndarray, num_beams: int) -> Tensor:
+    def decode(self, histories_BS: np.ndarray, num_beams: int, compiled: bool = False) -> Tensor:
         """Ranked items (B, W)."""
-        return beam_search(self.model, self._encode(histories_BS), self.trie, num_beams, num_beams).items_BK
+        self.model.decoder.compiled = compiled
+        found = beam_search(self.model, self._encode(histories_BS), self.trie, num_beams, num_beams)
+        self.model.decoder.compiled = False
+        return found.items_BK
 
     @torch.inference_mode()
     def search_share(self, histories_BS: np.ndarray, num_beams: int) -> float:
@@ -151,37 +155,60 @@ def make_unique_table(seed: int = 0) -> SemanticIdTable:
     return SemanticIdTable.of_unique(codes_NL, space, map(str, range(NUM_ITEMS)))
 
 
-def measure_width(onerec: Onerec, unique: Onerec, generate: Generate, num_beams: int, sizes: Sizes) -> dict[str, float]:
+def measure_width(
+    onerec: Onerec, unique: Onerec, generate: Generate, num_beams: int, sizes: Sizes, compiled: bool
+) -> dict[str, float]:
     """Requests a second of each program at one width, and what OneRec's are made of."""
     num_requests = max(1, min(sizes.max_requests, sizes.max_rows // num_beams))
     num_items = onerec.trie.num_items
     histories_BS = np.random.default_rng(num_beams).integers(num_items, size=(num_requests, NUM_HISTORY_ITEMS))
-    programs: dict[str, Callable[[], object]] = {
-        "onerec": lambda: onerec.decode(histories_BS, num_beams),
-        "unique_ids": lambda: unique.decode(histories_BS, num_beams),
+    ours = our_programs(onerec, unique, histories_BS, num_beams, compiled)
+    rivals: dict[str, Callable[[], object]] = {
         "generate_constrained": lambda: generate.decode(histories_BS, num_beams, constrained=True),
         "generate": lambda: generate.decode(histories_BS, num_beams, constrained=False),
     }
-    onerec.decode(histories_BS, num_beams)
-    unique.decode(histories_BS, num_beams)
+    for program in ours.values():
+        program()
     generate.decode(histories_BS[:1], num_beams, constrained=False)
-    best_s, best_cpu_s = take_turns(programs, sizes)
+    best_s, best_cpu_s = take_turns(ours | rivals, sizes)
     return {
         "batch_size": num_requests,
-        "requests_per_s": num_requests / best_s["onerec"],
-        "unique_ids_requests_per_s": num_requests / best_s["unique_ids"],
-        "generate_constrained_requests_per_s": num_requests / best_s["generate_constrained"],
-        "generate_requests_per_s": num_requests / best_s["generate"],
+        **{f"{name}_requests_per_s".removeprefix("onerec_"): num_requests / least for name, least in best_s.items()},
+        **ratios(best_s, best_cpu_s),
+        "achieved_gflops": onerec.request_flops(num_beams) * num_requests / best_s["onerec"] / 1e9,
+        "search_share": min(onerec.search_share(histories_BS, num_beams) for _ in range(sizes.num_turns)),
+        "invalid_rate": invalid_rate(onerec.decode(histories_BS, num_beams), num_items),
+    }
+
+
+def our_programs(
+    onerec: Onerec, unique: Onerec, histories_BS: np.ndarray, num_beams: int, compiled: bool
+) -> dict[str, Callable[[], object]]:
+    """OneRec over both catalogues, and by option again with compiled steps."""
+    programs: dict[str, Callable[[], object]] = {
+        "onerec": lambda: onerec.decode(histories_BS, num_beams),
+        "unique_ids": lambda: unique.decode(histories_BS, num_beams),
+    }
+    if compiled:
+        programs["compiled"] = lambda: onerec.decode(histories_BS, num_beams, compiled=True)
+        programs["unique_ids_compiled"] = lambda: unique.decode(histories_BS, num_beams, compiled=True)
+    return programs
+
+
+def ratios(best_s: dict[str, float], best_cpu_s: dict[str, float]) -> dict[str, float]:
+    """How many times as long the rivals take as OneRec, and OneRec as itself compiled, where that was timed too."""
+    found = {
         "ratio_vs_generate_constrained": best_s["generate_constrained"] / best_s["onerec"],
         "ratio_vs_generate": best_s["generate"] / best_s["onerec"],
         "unique_ids_ratio_vs_generate_constrained": best_s["generate_constrained"] / best_s["unique_ids"],
         "cpu_ratio_vs_generate_constrained": best_cpu_s["generate_constrained"] / best_cpu_s["onerec"],
         "unique_ids_cpu_ratio_vs_generate_constrained": best_cpu_s["generate_constrained"] / best_cpu_s["unique_ids"],
         "cpu_ratio_vs_generate": best_cpu_s["generate"] / best_cpu_s["onerec"],
-        "achieved_gflops": onerec.request_flops(num_beams) * num_requests / best_s["onerec"] / 1e9,
-        "search_share": min(onerec.search_share(histories_BS, num_beams) for _ in range(sizes.num_turns)),
-        "invalid_rate": invalid_rate(onerec.decode(histories_BS, num_beams), num_items),
     }
+    if "compiled" in best_s:
+        found["compiled_gain"] = best_s["onerec"] / best_s["compiled"]
+        found["unique_ids_compiled_gain"] = best_s["unique_ids"] / best_s["unique_ids_compiled"]
+    return found
 
 
 def take_turns(programs: dict[str, Callable[[], object]], sizes: Sizes) -> tuple[dict[str, float], dict[str, float]]:
@@ -215,13 +242,13 @@ def measure_precision(
     table: SemanticIdTable, sizes: Sizes, widths: Sequence[int], precision: Precision, compiled: bool
 ) -> dict[str, Any]:
     """All widths; the machine's rate is the best of what was seen before and after."""
-    onerec, generate = Onerec(table, precision, compiled), Generate(table, precision)
-    unique = Onerec(make_unique_table(), precision, compiled)
+    onerec, unique = Onerec(table, precision), Onerec(make_unique_table(), precision)
+    generate = Generate(table, precision)
     dtype = getattr(torch, precision)
     peaks_gflops = [measure_matmul_gflops(dtype=dtype)]
     rows = {}
     for width in tqdm(widths, desc=f"decode in {precision}", unit="width"):
-        rows[str(width)] = measure_width(onerec, unique, generate, width, sizes)
+        rows[str(width)] = measure_width(onerec, unique, generate, width, sizes, compiled)
         peaks_gflops.append(measure_matmul_gflops(dtype=dtype))
     figures: dict[str, Any] = {"matmul_peak_gflops": round(max(peaks_gflops), 1)}
     for row in rows.values():
@@ -238,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--quick", action="store_true", help="smaller batches, one turn of generate: under a minute")
     parser.add_argument("--beams", type=int, nargs="+", default=WIDTHS, help="beam widths to measure (default: all)")
-    parser.add_argument("--compile", action="store_true", help="our decoder's steps as compiled programs: minutes more")
+    parser.add_argument("--compile", action="store_true", help="also with compiled steps: minutes more")
     arguments = parser.parse_args(argv)
     keep_freed_memory()
     sizes = QUICK if arguments.quick else FULL

@@ -42,7 +42,6 @@ from onerec.model.settings import ModelSettings
 from onerec.pipeline import Pipeline
 from onerec.training.pretraining import pretrain
 from onerec.training.settings import TrainingSettings
-from tokenizer.fit import load_item_vectors, load_pieces
 from tokenizer.settings import load_settings
 
 BEAMS = (10, 20, 50)
@@ -131,9 +130,7 @@ def train(pipeline: Pipeline, objective: Objective, scale: Scale, folder: Path) 
         inputs={},
         config_hash="",
         seed=config.seed,
-        pieces=load_pieces(pipeline.folder / "tokenizer", pipeline.table),
-        item_vectors_NV=load_item_vectors(pipeline.folder / "tokenizer"),
-        pathways=pipeline.fit_pathways(),
+        fitted=pipeline.fitted(),
     )
     log = json.loads((folder / "pretrain" / "log_history.json").read_text(encoding="utf-8"))
     return model, sum(line.get("seconds", 0.0) for line in log)

@@ -1,6 +1,6 @@
 """Causal self-attention within sequences that stand one behind the other, with biases by distance and by time.
 
-Two forms: softmax of the scaled products, and HSTU's pointwise SiLU (arXiv 2402.17152, section 3.1, equation 2), whose
+Two forms: softmax of the scaled products, and HSTU's pointwise SiLU (arXiv 2402.17152, section 3, equation 2), whose
 sum is divided by the number of positions that the query sees.
 
 Legend: T positions of all sequences, H heads, d head width, B sequences, S positions of the longest, P distances, I

@@ -72,6 +72,14 @@ def beam_attention(
 
 
 @triton.jit
+def _raise_peaks(peaks: tl.tensor, scores: tl.tensor) -> tl.tuple:
+    """The larger of old peaks and new scores, what exponents are taken from, and what the old sums fade by."""
+    higher = tl.maximum(peaks, scores)
+    finite = tl.where(higher == float("-inf"), 0.0, higher)  # where nothing has been seen yet
+    return higher, finite, tl.exp2(peaks - finite)
+
+
+@triton.jit
 def _attend_to_part(
     queries: tl.tensor,
     keys: tl.tensor,
@@ -127,13 +135,10 @@ def _attend_to_part(
             is_s = is_s & (tl.load(visible + b * num_keys + at_s, mask=is_s, other=0) != 0)
         scores_QS = tl.dot(tile_Qd, tl.trans(tile_Sd), input_precision="ieee")
         scores_QS = tl.where(is_s[None, :], scores_QS, float("-inf"))
-        higher_Q = tl.maximum(peak_Q, tl.max(scores_QS, 1))
-        finite_Q = tl.where(higher_Q == float("-inf"), 0.0, higher_Q)  # where nothing has been seen yet
+        peak_Q, finite_Q, fade_Q = _raise_peaks(peak_Q, tl.max(scores_QS, 1))
         shares_QS = tl.exp2(scores_QS - finite_Q[:, None])
-        fade_Q = tl.exp2(peak_Q - finite_Q)
         mass_Q = mass_Q * fade_Q + tl.sum(shares_QS, 1)
         mixed_Qd = mixed_Qd * fade_Q[:, None] + tl.dot(shares_QS.to(DOT), values_Sd, input_precision="ieee")
-        peak_Q = higher_Q
     row_Q = ((m.to(tl.int64) * tl.num_programs(1) + part) * num_queries + at_q) * (WIDTH + 2)
     tl.store(partial + row_Q[:, None] + at_d[None, :], mixed_Qd, mask=is_q[:, None] & is_d[None, :])
     tl.store(partial + row_Q + WIDTH, peak_Q, mask=is_q)
@@ -164,12 +169,10 @@ def _merge_parts(
         part_peak_Q = tl.load(partial + row_Q + WIDTH, mask=is_q, other=0.0)
         part_mass_Q = tl.load(partial + row_Q + WIDTH + 1, mask=is_q, other=1.0)
         part_Qd = tl.load(partial + row_Q[:, None] + at_d[None, :], mask=inside, other=0.0)
-        higher_Q = tl.maximum(peak_Q, part_peak_Q)
-        finite_Q = tl.where(higher_Q == float("-inf"), 0.0, higher_Q)
-        fade_Q, share_Q = tl.exp2(peak_Q - finite_Q), tl.exp2(part_peak_Q - finite_Q)
+        peak_Q, finite_Q, fade_Q = _raise_peaks(peak_Q, part_peak_Q)
+        share_Q = tl.exp2(part_peak_Q - finite_Q)
         mass_Q = mass_Q * fade_Q + part_mass_Q * share_Q
         sums_Qd = sums_Qd * fade_Q[:, None] + part_Qd * share_Q[:, None]
-        peak_Q = higher_Q
     row_Q = (m * num_queries + at_q) * WIDTH
     result_Qd = sums_Qd / mass_Q[:, None]
     tl.store(mixed + row_Q[:, None] + at_d[None, :], result_Qd.to(mixed.dtype.element_ty), mask=inside)

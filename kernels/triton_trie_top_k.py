@@ -69,11 +69,34 @@ def trie_top_k(
         RANGE_BITS=range_bits,
     )
     keys_BV, places_BV = keys.topk(min(num_kept, keys.size(1)), dim=1)
+    found_BV, nodes_BV, alive_BV = _read_keys(keys_BV)
+    return found_BV, nodes_BV, places_BV // (num_tiles * num_best), alive_BV
+
+
+def _read_keys(keys_BV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, nodes and life (B, V) that the kernel has made keys of."""
     alive_BV = keys_BV > _DEAD_KEY
     nodes_BV = (-keys_BV & 0xFFFFFFFF).masked_fill_(~alive_BV, 0)
     ordered_BV = ((keys_BV + nodes_BV) >> 32).int()
-    found_BV = (ordered_BV ^ ((ordered_BV >> 31) & 0x7FFFFFFF)).view(torch.float32)
-    return found_BV.masked_fill(~alive_BV, float("-inf")), nodes_BV, places_BV // (num_tiles * num_best), alive_BV
+    scores_BV = (ordered_BV ^ ((ordered_BV >> 31) & 0x7FFFFFFF)).view(torch.float32)
+    return scores_BV.masked_fill(~alive_BV, float("-inf")), nodes_BV, alive_BV
+
+
+@triton.jit
+def _log_sum(row: tl.tensor, num_codes: tl.tensor, TILE_K: tl.constexpr) -> tl.tensor:
+    """Logarithm of the summed exponentials of a row of logits."""
+    at_k = tl.arange(0, TILE_K)
+    peaks_K = tl.full([TILE_K], float("-inf"), tl.float32)  # a place of the tile each, summed up at the end
+    masses_K = tl.zeros([TILE_K], tl.float32)
+    for start in range(0, num_codes, TILE_K):
+        inside = start + at_k < num_codes
+        logits_K = tl.load(row + start + at_k, mask=inside, other=float("-inf")).to(tl.float32)
+        higher_K = tl.maximum(peaks_K, logits_K)
+        finite_K = tl.where(higher_K == float("-inf"), 0.0, higher_K)
+        masses_K = masses_K * tl.exp(peaks_K - finite_K) + tl.exp(logits_K - finite_K)
+        peaks_K = higher_K
+    peak = tl.max(peaks_K, 0)
+    return peak + tl.log(tl.sum(masses_K * tl.exp(peaks_K - peak), 0))
 
 
 @triton.jit
@@ -102,18 +125,7 @@ def _best_of_beam(
     row = logits + beam * num_codes
     total = 0.0
     if NORMALISE:
-        at_k = tl.arange(0, TILE_K)
-        peaks_K = tl.full([TILE_K], float("-inf"), tl.float32)  # a place of the tile each, summed up at the end
-        masses_K = tl.zeros([TILE_K], tl.float32)
-        for start in range(0, num_codes, TILE_K):
-            inside = start + at_k < num_codes
-            logits_K = tl.load(row + start + at_k, mask=inside, other=float("-inf")).to(tl.float32)
-            higher_K = tl.maximum(peaks_K, logits_K)
-            finite_K = tl.where(higher_K == float("-inf"), 0.0, higher_K)
-            masses_K = masses_K * tl.exp(peaks_K - finite_K) + tl.exp(logits_K - finite_K)
-            peaks_K = higher_K
-        peak = tl.max(peaks_K, 0)
-        total = peak + tl.log(tl.sum(masses_K * tl.exp(peaks_K - peak), 0))
+        total = _log_sum(row, num_codes, TILE_K)
     score, begin, end = tl.load(scores + beam), tl.load(begins + beam), tl.load(ends + beam)
     out = keys + beam * num_tiles * NUM_BEST + tl.arange(0, NUM_BEST)
     for tile in range(num_tiles):

@@ -11,8 +11,10 @@ manifest.json                   hashes of every file and of what the bundle was 
 """
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -143,44 +145,77 @@ def write_bundle(
     Raises:
         ArtifactError: the model was trained on another ID table, or the tokenizer or the reward model are of another.
     """
-    require_same_hash("bundle: the model's ID table", model.config.table_hash, table.content_hash, "Train again.")
-    if data.num_items != table.num_items:
-        raise ArtifactError(
-            f"bundle: found a catalogue of {data.num_items} items, expected the {table.num_items} of the ID table. "
-            "Fit the tokenizer on this data."
-        )
+    _require_one_table(model, table, data)
     shown = ["item_id", *data.schema.text_columns, *data.schema.category_columns]
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
         table.save(temporary / "table")
         data.items.select(*dict.fromkeys(shown)).write_parquet(temporary / "items.parquet")
         if tokenizer is not None:
-            inputs = {**inputs, "tokenizer": _copy_tokenizer(tokenizer, table, temporary / _TOKENIZER)}
+            inputs = {**inputs, _TOKENIZER: _copy_tokenizer(tokenizer, table, temporary)}
         if reward is not None:
-            load_reward_model(reward, table)  # checks that it is one, and of this catalogue
-            shutil.copytree(reward, temporary / _REWARD)
-            inputs = {**inputs, "reward": read_manifest(reward, REWARD_KIND).content_hash}
+            inputs = {**inputs, _REWARD: _copy_reward(reward, table, temporary)}
         counts_N = data.histories.training().item_counts(data.num_items)
         if (new_items := NewItemSlots.of(config.decoding.new_item_slots, counts_N)) is not None:
             new_items.save(temporary)
         (temporary / "README.md").write_text(_model_card(model, table, data, results, config), encoding="utf-8")
-        details = {
-            "run": config.name,
-            "num_beams": config.decoding.num_beams,
-            "precision": config.decoding.precision,
-            "rescoring": config.decoding.rescoring,
-            "new_item_slots": config.decoding.new_item_slots,
-            "text_columns": list(data.schema.text_columns),
-        }
+        details = _details(config, data.schema.text_columns)
         write_manifest(temporary, KIND, {**inputs, "table": table.content_hash}, hash_settings(config), details)
 
 
-def _copy_tokenizer(tokenizer: Path, table: SemanticIdTable, folder: Path) -> str:
+def _require_one_table(model: OneRec, table: SemanticIdTable, data: PreparedData) -> None:
+    require_same_hash("bundle: the model's ID table", model.config.table_hash, table.content_hash, "Train again.")
+    if data.num_items != table.num_items:
+        raise ArtifactError(
+            f"bundle: found a catalogue of {data.num_items} items, expected the {table.num_items} of the ID table. "
+            "Fit the tokenizer on this data."
+        )
+
+
+def add_reward(folder: Path, reward: Path, table: SemanticIdTable) -> bool:
+    """Put a reward model into a finished bundle that has none; returns whether it had none.
+
+    Raises:
+        ArtifactError: the bundle has another one, or this one is of another catalogue.
+    """
+    manifest = read_manifest(folder, KIND)
+    if _REWARD in manifest.inputs:
+        expected = read_manifest(reward, REWARD_KIND, verify_files=False).content_hash
+        what = f"{folder}: its reward"
+        require_same_hash(what, manifest.inputs[_REWARD], expected, f"Delete {folder} and run again.")
+        return False
+    with atomic_folder(folder) as temporary:
+        shutil.copytree(folder, temporary, dirs_exist_ok=True)
+        inputs = {**manifest.inputs, _REWARD: _copy_reward(reward, table, temporary)}
+        write_manifest(temporary, KIND, inputs, manifest.config_hash, manifest.details)
+    return True
+
+
+def _copy_tokenizer(tokenizer: Path, table: SemanticIdTable, bundle: Path) -> str:
     """Copy what places new items; the content hash of the tokenizer it is from."""
-    manifest = copy_assigner(tokenizer, folder)
+    manifest = copy_assigner(tokenizer, bundle / _TOKENIZER)
     found = manifest.details["table_hash"]
     require_same_hash(f"{tokenizer}: its ID table", found, table.content_hash, "Give the tokenizer of this table.")
     return manifest.content_hash
+
+
+def _copy_reward(reward: Path, table: SemanticIdTable, bundle: Path) -> str:
+    """Copy what selects among the beams; its content hash."""
+    load_reward_model(reward, table)  # checks that it is one, and of this catalogue
+    shutil.copytree(reward, bundle / _REWARD)
+    return read_manifest(reward, REWARD_KIND).content_hash
+
+
+def _details(config: RunConfig, text_columns: Sequence[str]) -> dict[str, Any]:
+    """What the manifest tells of how to serve."""
+    return {
+        "run": config.name,
+        "num_beams": config.decoding.num_beams,
+        "precision": config.decoding.precision,
+        "rescoring": config.decoding.rescoring,
+        "new_item_slots": config.decoding.new_item_slots,
+        "text_columns": list(text_columns),
+    }
 
 
 def _model_card(model: OneRec, table: SemanticIdTable, data: PreparedData, results: Results, config: RunConfig) -> str:

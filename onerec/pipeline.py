@@ -13,18 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
-from onerec.baselines.item_knn import ItemKnn
-from onerec.baselines.popularity import Popularity
-from onerec.baselines.sasrec import SasRec, SasRecSettings
-from onerec.baselines.tiger import Tiger, TigerSettings
+from onerec.baselines.fitting import baseline_fits
 from onerec.bundle import KIND as BUNDLE_KIND
-from onerec.bundle import build_trie, write_bundle
+from onerec.bundle import add_reward, write_bundle
 from onerec.config import RunConfig
 from onerec.data.features import FittedPathways, fit_pathways, resolve_features, user_profiles
 from onerec.data.histories import Split
@@ -34,7 +30,6 @@ from onerec.data.sessions import check_sessions
 from onerec.data.settings import SessionSettings
 from onerec.data.targets import check_targets
 from onerec.data.titles import item_titles
-from onerec.decoding.new_items import NewItemSlots
 from onerec.decoding.recommender import OneRecRecommender
 from onerec.decoding.sessions import ListRecommender
 from onerec.errors import OneRecError
@@ -49,18 +44,19 @@ from onerec.evaluation.sessions import ARTIFACT_KIND as LISTS_KIND
 from onerec.evaluation.sessions import ListEvaluation, compare_lists, lists_table, save_lists
 from onerec.evaluation.tables import print_results
 from onerec.model.onerec import OneRec
+from onerec.model.quantised import require_hardware
+from onerec.run_artefacts import BEAM_ALONE, LISTS, RunArtefacts
+from onerec.run_recommender import run_recommender
 from onerec.stored_config import require_same_config
 from onerec.training.pretraining import ARTIFACT_KIND as PRETRAIN_KIND
-from onerec.training.pretraining import load_pretrained, pretrain
+from onerec.training.pretraining import Fitted, load_pretrained, pretrain
 from onerec.training.processes import join_processes
 from tokenizer.artifacts import (
-    MANIFEST_NAME,
     atomic_file,
     code_revision,
     hash_settings,
     package_versions,
     read_manifest,
-    require_same_hash,
 )
 from tokenizer.fit import fit_tokenizer, load_item_vectors, load_pieces
 from tokenizer.sequences import Sequences
@@ -69,20 +65,6 @@ from tokenizer.table import SemanticIdTable
 
 STAGES = ("data", "tokenizer", "pretrain", "evaluate", "bundle", "report")
 _JOINT_STAGE = "pretrain"
-_LISTS = "evaluations/lists"
-_BEAM_ALONE = "onerec-beam"
-# Folder of an artefact -> what it is made from; evaluations of other recommenders are made from the data alone.
-_SOURCES = {
-    "data": (),
-    "tokenizer": ("data",),
-    "pretrain": ("data", "table"),
-    "evaluations/onerec": ("data", "pretrain"),
-    _LISTS: ("data", "pretrain"),
-    f"evaluations/{_BEAM_ALONE}": ("data", "pretrain"),
-    "evaluations/tiger": ("data", "table"),
-    "bundle": ("data", "tokenizer", "table", "pretrain", "reward"),
-}
-_SeededSettings = TypeVar("_SeededSettings", SasRecSettings, TigerSettings)
 
 
 @dataclass(frozen=True)
@@ -153,24 +135,23 @@ class Pipeline:
     def table(self) -> SemanticIdTable:
         """The ID table of the prepared catalogue."""
         table = SemanticIdTable.load(self.folder / "tokenizer", item_ids=self._item_ids())
-        self._require_inputs("tokenizer", "tokenizer")
+        self.artefacts.require_inputs("tokenizer", "tokenizer")
         return table
 
     @cached_property
     def model(self) -> OneRec:
         """The pre-trained model."""
-        self._require_inputs("pretrain", PRETRAIN_KIND)
+        self.artefacts.require_inputs("pretrain", PRETRAIN_KIND)
         return load_pretrained(self.folder / "pretrain", self.table).to(self.processes.device)
 
-    @property
-    def reward(self) -> Path | None:
-        """Folder of the run's reward model, where `rl` has trained one."""
-        folder = self.folder / "reward"
-        return folder if (folder / MANIFEST_NAME).is_file() else None
+    @cached_property
+    def artefacts(self) -> RunArtefacts:
+        """What the run has finished, and from what."""
+        return RunArtefacts(self.folder, self.console)
 
     def prepare_data(self) -> None:
         """Read, check, filter and split the events, and say what was found, what was dropped, and on what terms."""
-        if not self._is_finished("data", "data"):
+        if not self.artefacts.is_finished("data", "data"):
             details = prepare(self.config.data, self.folder / "data").manifest.details
             for line in (*details["report"], f"{details['source']}, licence: {details['licence']}"):
                 self.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -182,7 +163,7 @@ class Pipeline:
 
     def fit_tokenizer(self) -> None:
         """Give every item its semantic ID."""
-        if self._is_finished("tokenizer", "tokenizer"):
+        if self.artefacts.is_finished("tokenizer", "tokenizer"):
             return
         training = self.data.histories.training()
         fit_tokenizer(
@@ -197,8 +178,9 @@ class Pipeline:
 
     def pretrain(self) -> None:
         """Train the model by next-token prediction; the weights best on validation are kept."""
-        if self._is_finished("pretrain", PRETRAIN_KIND):
+        if self.artefacts.is_finished("pretrain", PRETRAIN_KIND):
             return
+        require_hardware(self.config.decoding.precision, self.processes.device)
         pretrain(
             self.data.histories,
             self.table,
@@ -210,10 +192,8 @@ class Pipeline:
             inputs={"data": self.data.manifest.content_hash},
             config_hash=hash_settings([self.config.model, self.config.training]),
             seed=self.config.seed,
-            pieces=load_pieces(self.folder / "tokenizer", self.table),
-            pathways=self.fit_pathways(),
+            fitted=self.fitted(),
             sessions=self.config.data.sessions,
-            item_vectors_NV=load_item_vectors(self.folder / "tokenizer"),
         )
 
     def evaluate(self) -> None:
@@ -222,27 +202,29 @@ class Pipeline:
         if self.config.data.sessions is not None:
             self._evaluate_lists(self.config.data.sessions)
         if self.config.decoding.rescoring:
-            self._evaluate_once(_BEAM_ALONE, lambda: self._beam_alone(self.model), self._pretraining_minutes)
+            self._evaluate_once(BEAM_ALONE, lambda: self._beam_alone(self.model), self._pretraining_minutes)
         for name, fit in self._baselines().items():
             self._evaluate_once(name, fit)
 
     def write_bundle(self) -> None:
-        """Put together all that serving needs; one from before the run's reward model is written again with it."""
-        if not self._bundle_lacks_reward() and self._is_finished("bundle", BUNDLE_KIND):
+        """Put together all that serving needs; a kept bundle is given the reward model that was trained since."""
+        folder, reward = self.folder / "bundle", self.artefacts.reward
+        if self.artefacts.is_finished("bundle", BUNDLE_KIND):
+            self.complete_bundle(folder, reward)
             return
         pretrained = read_manifest(self.folder / "pretrain", PRETRAIN_KIND)
         inputs = {"data": self.data.manifest.content_hash, "pretrain": pretrained.content_hash}
         parts = (self.model, self.table, self.data, self.results(), self.config)
-        write_bundle(self.folder / "bundle", *parts, inputs, self.folder / "tokenizer", self.reward)
+        write_bundle(folder, *parts, inputs, self.folder / "tokenizer", reward)
 
-    def _bundle_lacks_reward(self) -> bool:
-        folder = self.folder / "bundle"
-        if self.reward is None or not (folder / MANIFEST_NAME).is_file():
-            return False
-        lacks_it = "reward" not in read_manifest(folder, BUNDLE_KIND, verify_files=False).inputs
-        if lacks_it:
-            self.console.print("bundle: found it without the reward model that was trained since, written again")
-        return lacks_it
+    def complete_bundle(self, folder: Path, reward: Path | None) -> None:
+        """Give a finished bundle the reward model that it would have if it were written now.
+
+        Raises:
+            ArtifactError: it has another one.
+        """
+        if reward is not None and add_reward(folder, reward, self.table):
+            self.console.print(f"{folder.name}: given the reward model that was trained since")
 
     def write_report(self) -> None:
         """Write metrics.json and the page, and print the results table."""
@@ -275,52 +257,26 @@ class Pipeline:
         """Another model's evaluation in OneRec's place, beside those baselines that have been evaluated."""
         runs: dict[str, Sequence[Run]] = {"onerec": [onerec]}
         for name in self._compared():
-            if (self._evaluation_folder(name) / MANIFEST_NAME).is_file():
+            if self.artefacts.exists(f"evaluations/{name}"):
                 runs[name] = [self._load_run(name)]
         return summarize_runs(runs, self.data.manifest.details["source"], self.config.evaluation)
 
     def _compared(self) -> list[str]:
         """What stands beside OneRec in a table: its beams before the item head orders them, then the baselines."""
-        return [*([_BEAM_ALONE] if self.config.decoding.rescoring else []), *self._baselines()]
+        return [*([BEAM_ALONE] if self.config.decoding.rescoring else []), *self._baselines()]
 
     def _beam_alone(self, model: OneRec) -> OneRecRecommender:
         recommender = self.recommender(model, rescoring=0.0)
-        recommender.name = _BEAM_ALONE
+        recommender.name = BEAM_ALONE
         return recommender
 
     def _baselines(self) -> dict[str, Callable[[], Recommender]]:
-        chosen, histories, num_items = self.config.baselines, self.data.histories, self.data.num_items
-        fits: dict[str, Callable[[], Recommender]] = {}
-        if chosen.popularity:
-            fits["popularity"] = lambda: Popularity.fit(histories, num_items)
-        if (item_knn := chosen.item_knn) is not None:
-            fits["item-knn"] = lambda: ItemKnn.fit(histories, num_items, item_knn)
-        if (sasrec := chosen.sasrec) is not None:
-            fits["sasrec"] = lambda: self._fit_sasrec(sasrec)
-        if (sampled := chosen.sasrec_sampled) is not None:
-            fits["sasrec-sampled"] = lambda: self._fit_sasrec(sampled)
-        if (tiger := chosen.tiger) is not None:
-            fits["tiger"] = lambda: Tiger.fit(histories, self.table, self._seeded(tiger))
-        return fits
-
-    def _seeded(self, settings: _SeededSettings) -> _SeededSettings:
-        """A baseline's settings with the run's seed on top of its own, so that runs of several seeds differ in it."""
-        return settings.model_copy(update={"seed": settings.seed + self.config.seed})
-
-    def _fit_sasrec(self, settings: SasRecSettings) -> SasRec:
-        validation = self.config.evaluation.model_copy(update={"protocols": ("seen_allowed",), "bootstrap_samples": 1})
-
-        def validate(sasrec: SasRec) -> float:
-            evaluations = evaluate(sasrec, self.data, Split.VALIDATION, validation, show_progress=False)
-            return evaluations["validation"].metrics[self.config.training.selection_metric]
-
-        return SasRec.fit(self.data.histories, self.data.num_items, self._seeded(settings), validate)
+        return baseline_fits(self.config, self.data, lambda: self.table)
 
     def _evaluate_once(
         self, name: str, fit: Callable[[], Recommender], minutes: Callable[[], float] | None = None
     ) -> None:
-        folder = self._evaluation_folder(name)
-        if (folder / MANIFEST_NAME).is_file():
+        if self.artefacts.exists(f"evaluations/{name}"):
             self._load_run(name)
             self.console.print(f"{name}: found its evaluation, kept")
             return
@@ -331,18 +287,19 @@ class Pipeline:
         for split in (Split.VALIDATION, Split.TEST):
             evaluations |= evaluate(recommender, self.data, split, self.config.evaluation)
         run = Run(self.config.seed, evaluations, elapsed_minutes, getattr(recommender, "num_parameters", 0))
-        save_run(folder, run, self._inputs(f"evaluations/{name}"), hash_settings(self.config))
+        inputs = self.artefacts.inputs(f"evaluations/{name}")
+        save_run(self._evaluation_folder(name), run, inputs, hash_settings(self.config))
 
     def _evaluate_lists(self, sessions: SessionSettings) -> None:
         """Whole lists against the held-out sessions, beside lists of single items."""
-        if self._is_finished(_LISTS, LISTS_KIND):
+        if self.artefacts.is_finished(LISTS, LISTS_KIND):
             return
         recommender = self.recommender(self.model)
         assert isinstance(recommender, ListRecommender)
         found: dict[str, dict[str, ListEvaluation]] = {}
         for split in (Split.VALIDATION, Split.TEST):
             found |= compare_lists(recommender, self.data, split, sessions, self.config.evaluation)
-        save_lists(self.folder / _LISTS, found, self._inputs(_LISTS), hash_settings(self.config))
+        save_lists(self.folder / LISTS, found, self.artefacts.inputs(LISTS), hash_settings(self.config))
         self.console.print(lists_table(found))
 
     def _validation_metrics(self, model: OneRec) -> dict[str, float]:
@@ -357,21 +314,20 @@ class Pipeline:
         return evaluations["validation"].metrics
 
     def recommender(self, model: OneRec, rescoring: float | None = None) -> OneRecRecommender:
-        """A model of this run as it is evaluated: its beams and precision, and the events that its pathways read.
+        """A model of this run as it is evaluated, with the events that its pathways read.
 
         `rescoring` is the item head's weight, where it is not the config's.
         """
-        decoding = self.config.decoding
-        rescoring = decoding.rescoring if rescoring is None else rescoring
-        num_beams = max(decoding.num_beams, self.config.evaluation.list_length)
         pathways, source = model.encoder.pathways, None
         if pathways is not None:
             source = EventSource(self.data.histories, user_profiles(self.data.users, pathways.spec))
-        trie = build_trie(self.table)
-        kind = ListRecommender if model.config.session_items else OneRecRecommender
         counts_N = self.data.histories.training().item_counts(self.data.num_items)
-        new_items = NewItemSlots.of(decoding.new_item_slots, counts_N)
-        return kind(model, trie, num_beams, decoding.precision, source, rescoring, new_items)
+        return run_recommender(self.config, model, self.table, counts_N, source, rescoring)
+
+    def fitted(self) -> Fitted:
+        """What becomes part of the run's models: pieces and vectors of its tokenizer, features of their pathways."""
+        tokenizer = self.folder / "tokenizer"
+        return Fitted(load_pieces(tokenizer, self.table), self.fit_pathways(), load_item_vectors(tokenizer))
 
     def fit_pathways(self) -> FittedPathways | None:
         """Features of the model's pathways; None without any."""
@@ -387,7 +343,7 @@ class Pipeline:
     def _load_run(self, name: str) -> Run:
         """A recommender's evaluation, checked to be of what the run holds now."""
         run = load_run(self._evaluation_folder(name))
-        self._require_inputs(f"evaluations/{name}", EVALUATION_KIND)
+        self.artefacts.require_inputs(f"evaluations/{name}", EVALUATION_KIND)
         return run
 
     def _evaluation_folder(self, name: str) -> Path:
@@ -395,37 +351,3 @@ class Pipeline:
 
     def _item_ids(self) -> list[str]:
         return [str(item) for item in self.data.items["item_id"].to_list()]
-
-    def _is_finished(self, name: str, kind: str) -> bool:
-        folder = self.folder / name
-        if not (folder / MANIFEST_NAME).is_file():
-            return False
-        read_manifest(folder, kind)
-        self._require_inputs(name, kind)
-        self.console.print(f"{name}: found the finished artefact, kept")
-        return True
-
-    def _require_inputs(self, name: str, kind: str) -> None:
-        """Refuse an artefact made from others than the run holds now, such as data that have been prepared anew.
-
-        Raises:
-            ArtifactError: the hashes differ.
-        """
-        folder = self.folder / name
-        made_from = read_manifest(folder, kind, verify_files=False).inputs
-        for source, expected in self._inputs(name).items():
-            if source in made_from:  # artefacts of older versions name fewer of them
-                what = f"{folder}: its {source}"
-                require_same_hash(what, made_from[source], expected, f"Delete {folder} and run again.")
-
-    def _inputs(self, name: str) -> dict[str, str]:
-        """Content hashes, as the run's artefacts are now, of what the one in this folder is made from."""
-        sources = _SOURCES.get(name, ("data",))
-        return {source: self._content_hash(source) for source in sources if source != "reward" or self.reward}
-
-    def _content_hash(self, source: str) -> str:
-        if source == "table":
-            manifest = read_manifest(self.folder / "tokenizer", "tokenizer", verify_files=False)
-            return str(manifest.details["table_hash"])
-        kind = PRETRAIN_KIND if source == "pretrain" else source
-        return read_manifest(self.folder / source, kind, verify_files=False).content_hash

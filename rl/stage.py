@@ -72,6 +72,8 @@ def align(pipeline: Pipeline, settings: AlignSettings) -> None:
     if (folder / MANIFEST_NAME).is_file():
         _require_finished(folder, pipeline, settings)
         pipeline.console.print("align: found the finished artefact, kept")
+        if pipeline.processes.is_main_process:
+            _keep_bundle(pipeline, settings)
         return
     with pipeline.processes.main_process_first():
         _bind(work, settings)
@@ -151,18 +153,13 @@ class _Alignment:
         pipeline, device = self.pipeline, self.pipeline.processes.device
         pretrained = load_pretrained(pipeline.folder / "pretrain", pipeline.table).to(device)
         aligned: OneRec = OneRec.from_pretrained(good).eval().to(device)
-        before, after = self._evaluate(pretrained), self._evaluate(aligned)
+        before, after = _evaluate(pipeline, pretrained), _evaluate(pipeline, aligned)
         inputs = {
             "data": pipeline.data.manifest.content_hash,
             "table": pipeline.table.content_hash,
             **_trained_inputs(pipeline, self.settings),
         }
-        run = Run(
-            pipeline.config.seed, after, trainer.state.log_history[-1]["train_runtime"] / 60, aligned.num_parameters()
-        )
-        results = pipeline.results_beside(run)
-        parts = (aligned, pipeline.table, pipeline.data, results, pipeline.config)
-        write_bundle(self._bundle, *parts, inputs, pipeline.folder / "tokenizer", self._bundled_reward())
+        _write_bundle(pipeline, self.settings, aligned, after, trainer.state.log_history, inputs)
         step = json.loads((good / "step.json").read_text(encoding="utf-8"))["step"]
         details = {"step": step, "steps_trained": trainer.state.global_step, "stop_reason": trainer.stop_reason}
         with atomic_folder(folder) as temporary:
@@ -180,21 +177,12 @@ class _Alignment:
             write_manifest(temporary, ARTIFACT_KIND, inputs, hash_settings(self.settings), details)
         self._print_outcome(before, after, step)
 
-    def _bundled_reward(self) -> Path | None:
-        """The reward model that serving may select by: the one aligned with, else the run's own, where there is one."""
-        wanted = self.settings.reward.preference
-        return self.pipeline.reward if wanted is None else _reward_folder(self.pipeline, wanted)
-
-    @property
-    def _bundle(self) -> Path:
-        return self.pipeline.folder / "align-bundle"
-
     def _print_outcome(self, before: dict[str, Evaluation], after: dict[str, Evaluation], step: int) -> None:
         metric, console = self.pipeline.config.training.selection_metric, self.pipeline.console
         for name in before:
             found = before[name].metrics[metric], after[name].metrics[metric]
             console.print(f"{name} {metric}: {found[0]:.4f} before, {found[1]:.4f} after")
-        console.print(f"align: weights of step {step}. Serve them:  python serve.py --bundle {self._bundle}")
+        console.print(f"align: weights of step {step}. Serve them:  python serve.py --bundle {_bundle(self.pipeline)}")
 
     def _supervised_windows(self, rank: int, num_processes: int) -> SupervisedWindows | None:
         settings = self.settings.supervised
@@ -241,14 +229,55 @@ class _Alignment:
         evaluation = evaluations["validation"]
         return {**evaluation.metrics, **evaluation.exposure}
 
-    def _evaluate(self, model: OneRec) -> dict[str, Evaluation]:
-        """Validation and test under every protocol of the run's config."""
-        settings = self.pipeline.config.evaluation
-        recommender = self.pipeline.recommender(model)
-        validation, test = (
-            evaluate(recommender, self.pipeline.data, s, settings) for s in (Split.VALIDATION, Split.TEST)
-        )
-        return validation | test
+
+def _evaluate(pipeline: Pipeline, model: OneRec) -> dict[str, Evaluation]:
+    """Validation and test under every protocol of the run's config."""
+    recommender, settings = pipeline.recommender(model), pipeline.config.evaluation
+    validation, test = (evaluate(recommender, pipeline.data, s, settings) for s in (Split.VALIDATION, Split.TEST))
+    return validation | test
+
+
+# ---- the bundle --------------------------------------------------------------------------------------------------
+
+
+def _bundle(pipeline: Pipeline) -> Path:
+    return pipeline.folder / "align-bundle"
+
+
+def _write_bundle(
+    pipeline: Pipeline,
+    settings: AlignSettings,
+    aligned: OneRec,
+    evaluations: dict[str, Evaluation],
+    log: list[dict[str, float]],
+    inputs: dict[str, str],
+) -> None:
+    minutes = log[-1]["train_runtime"] / 60
+    results = pipeline.results_beside(Run(pipeline.config.seed, evaluations, minutes, aligned.num_parameters()))
+    parts = (aligned, pipeline.table, pipeline.data, results, pipeline.config)
+    reward = _bundled_reward(pipeline, settings)
+    write_bundle(_bundle(pipeline), *parts, inputs, pipeline.folder / "tokenizer", reward)
+
+
+def _keep_bundle(pipeline: Pipeline, settings: AlignSettings) -> None:
+    """Give the bundle of a kept alignment the reward model trained since; write it again where it was deleted."""
+    if (_bundle(pipeline) / MANIFEST_NAME).is_file():
+        pipeline.complete_bundle(_bundle(pipeline), _bundled_reward(pipeline, settings))
+        return
+    folder = pipeline.folder / "align"
+    aligned: OneRec = OneRec.from_pretrained(folder).eval().to(pipeline.processes.device)
+    log = json.loads((folder / "log_history.json").read_text(encoding="utf-8"))
+    inputs = read_manifest(folder, ARTIFACT_KIND).inputs
+    _write_bundle(pipeline, settings, aligned, _evaluate(pipeline, aligned), log, inputs)
+
+
+def _bundled_reward(pipeline: Pipeline, settings: AlignSettings) -> Path | None:
+    """The reward model that serving may select by: the one aligned with, else the run's own, where there is one."""
+    wanted = settings.reward.preference
+    return pipeline.artefacts.reward if wanted is None else _reward_folder(pipeline, wanted)
+
+
+# ---- what is kept and what is refused ----------------------------------------------------------------------------
 
 
 def _require_finished(folder: Path, pipeline: Pipeline, settings: AlignSettings) -> None:

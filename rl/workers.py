@@ -24,7 +24,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, set_forkserver_preload
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, cast
@@ -191,11 +192,22 @@ def started_workers(pipeline: Pipeline, plan: RolloutPlan) -> Iterator[RolloutWo
 def _start(pipeline: Pipeline, settings: AlignSettings, shares: Shares, worker: int, folder: Path) -> BaseProcess:
     threads = max(1, torch.get_num_threads() // shares.num_workers)
     arguments = (pipeline.config, pipeline.folder.parent, settings, shares, worker, folder, threads)
-    process = get_context("spawn").Process(
+    process = _prepared_context().Process(
         target=_work, args=(*arguments, pipeline.processes.device), name=f"rollout worker {worker}", daemon=True
     )
     process.start()
     return process
+
+
+def _prepared_context() -> ForkServerContext:
+    """What starts workers: a server that has their imports behind it and forks each of them from itself.
+
+    The server is a Python of its own, not a copy of the trainer and of what the trainer holds on a GPU. It imports and
+    computes nothing, and no import asks the CUDA driver for anything, so that a worker may: a process forked from one
+    that has done so may not.
+    """
+    set_forkserver_preload([__name__])
+    return get_context("forkserver")
 
 
 @flushed_denormals()

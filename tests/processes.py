@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -30,6 +31,12 @@ def prepared_context() -> ForkServerContext:
     """What starts processes that have the imports behind them."""
     multiprocessing.set_forkserver_preload(_IMPORTS)
     return multiprocessing.get_context("forkserver")
+
+
+def start_server() -> None:
+    """Start the server now, for code under test that would start one with fewer imports."""
+    prepared_context()
+    forkserver.ensure_running()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from onerec.baselines.fitting import fit_sasrec
 from onerec.bundle import Bundle
 from onerec.config import RunConfig
 from onerec.data.histories import Split
@@ -36,6 +37,7 @@ from tokenizer.settings import load_settings
 from tokenizer.table import SemanticIdTable
 
 CHANGES = """
+model: {id_head_width: 8, item_distillation: 0.5}
 decoding: {num_beams: 5, rescoring: 0.5}
 baselines:
   sasrec: {width: 8, num_blocks: 1, epochs: 1}
@@ -127,7 +129,7 @@ def test_baselines_follow_the_seed_of_the_run(runs: Path, config: Path, tmp_path
         (tmp_path / name).mkdir()
         (tmp_path / name / "data").symlink_to(runs / "tiny" / "data")
         pipeline = Pipeline.open(load_settings(RunConfig, config, [f"name={name}", *overrides]), tmp_path)
-        return pipeline._fit_sasrec(pipeline.config.baselines.sasrec).network.items.weight
+        return fit_sasrec(pipeline.config.baselines.sasrec, pipeline.config, pipeline.data).network.items.weight
 
     first, other = weights("first"), weights("other", "seed=2")
     assert not torch.equal(first, other)
@@ -268,6 +270,17 @@ def test_a_misspelt_key_names_the_nearest(
     assert run(override) == 1
     assert hint in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may multiply float8")
+def test_a_precision_that_the_device_has_not_is_refused_before_training(
+    run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stage in ("data", "tokenizer"):
+        assert run("decoding.precision=float8", stage=stage) == 0
+    assert run("decoding.precision=float8", stage="pretrain") == 1
+    assert "found float8 on cpu, expected a CUDA device" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "tiny/checkpoints").exists()
 
 
 def test_a_metric_that_nobody_measures_cannot_select(run, capsys: pytest.CaptureFixture[str]) -> None:

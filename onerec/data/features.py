@@ -83,13 +83,11 @@ def fit_pathways(settings: PathwaySettings, data: PreparedData, vectors_NV: np.n
     static_names = list(resolved.static.features) if resolved.static is not None else []
     event_counts_N = training.item_counts(data.num_items)
     active_U = (np.diff(training.offsets) > 0).astype(np.int64)
-    static = [
-        fit_category(name, keys_of(data.users[name]), active_U, tables.own_rows, tables.shared_rows)
-        for name in static_names
-    ]
+    rows = tables.own_rows, tables.shared_rows
+    static = [fit_category(name, keys_of(data.users[name]), active_U, *rows) for name in static_names]
     item_keys = [keys_of(data.items[name]) for name in category_names]
     categories = [
-        fit_category(name, keys_N, event_counts_N, tables.own_rows, tables.shared_rows)
+        fit_category(name, keys_N, event_counts_N, *rows)
         for name, keys_N in zip(category_names, item_keys, strict=True)
     ]
     vectors_NV = _cluster_vectors(resolved, vectors_NV, data.num_items)

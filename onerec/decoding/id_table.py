@@ -51,8 +51,35 @@ def check_table(codes_NL: np.ndarray, sizes: tuple[int, ...], ranks_N: np.ndarra
         raise DataError(f"bucket ranks: found shape {ranks_N.shape}, expected {(len(codes_NL),)}, one an item.")
 
 
-def check_shared(codes_NL: np.ndarray, item_of_rank: np.ndarray, begins_N: np.ndarray, ranks_N: np.ndarray) -> None:
-    """Refuse items of equal codes and rank, with DataError; a prefix begins at the places `begins_N` of the order."""
+def cut_levels(
+    columns: list[np.ndarray], item_of_rank: np.ndarray, ranks_N: np.ndarray
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Of each level, where the children of the nodes above begin, and the codes of its own nodes.
+
+    Raises:
+        DataError: items of equal codes and bucket rank.
+    """
+    starts_above = np.zeros(1, dtype=np.int64)  # first rank of every node of the level above; the root at first
+    begins_N = np.zeros(len(item_of_rank), dtype=bool)  # a prefix begins at this rank
+    begins_N[0] = True
+    offsets, codes = [], []
+    for level, column in enumerate(columns):
+        sorted_N = column[item_of_rank]
+        begins_N[1:] |= sorted_N[1:] != sorted_N[:-1]
+        starts = np.flatnonzero(begins_N)
+        if level == len(columns) - 1:
+            _require_distinct(columns, item_of_rank, begins_N, ranks_N)
+            starts = np.arange(len(item_of_rank))
+        offsets.append(np.append(np.searchsorted(starts, starts_above), len(starts)).astype(np.int32))
+        codes.append(sorted_N[starts])
+        starts_above = starts
+    return offsets, codes
+
+
+def _require_distinct(
+    columns: list[np.ndarray], item_of_rank: np.ndarray, begins_N: np.ndarray, ranks_N: np.ndarray
+) -> None:
+    """Refuse items of equal codes and rank; other codes than before begin at the places `begins_N` of the order."""
     sorted_ranks_N = ranks_N[item_of_rank]
     clashes = np.flatnonzero(~begins_N[1:] & (sorted_ranks_N[1:] == sorted_ranks_N[:-1]))
     if len(clashes) == 0:
@@ -60,5 +87,6 @@ def check_shared(codes_NL: np.ndarray, item_of_rank: np.ndarray, begins_N: np.nd
     one, other = item_of_rank[clashes[0]], item_of_rank[clashes[0] + 1]
     raise DataError(
         f"ID table: {len(clashes)} items share codes and bucket rank with another; first: items {one} and {other}, "
-        f"codes {codes_NL[one].tolist()}. Resolve collisions (policy suffix or reassign), or give bucket ranks."
+        f"codes {[int(column[one]) for column in columns]}. Resolve collisions (policy suffix or reassign), or give "
+        "bucket ranks."
     )

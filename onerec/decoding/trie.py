@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onerec.decoding.id_table import check_shared, check_table, narrowest_type, sort_items
+from onerec.decoding.id_table import check_table, cut_levels, narrowest_type, sort_items
 from onerec.decoding.range_bits import RangeBits
 from onerec.decoding.trie_changes import Arrays, Changes, bisect
 from tokenizer.errors import DataError
@@ -84,21 +84,7 @@ class Trie:
         item_of_rank = sort_items(columns, sizes, ranks_N).astype(np.int32)
         rank_of_item = np.empty_like(item_of_rank)
         rank_of_item[item_of_rank] = np.arange(len(item_of_rank), dtype=np.int32)
-
-        starts_above = np.zeros(1, dtype=np.int64)  # first rank of every node of the level above; the root at first
-        begins_N = np.zeros(len(item_of_rank), dtype=bool)  # a prefix begins at this rank
-        begins_N[0] = True
-        offsets, codes = [], []
-        for level, column in enumerate(columns):
-            sorted_N = column[item_of_rank]
-            begins_N[1:] |= sorted_N[1:] != sorted_N[:-1]
-            starts = np.flatnonzero(begins_N)
-            if level == len(columns) - 1:
-                check_shared(codes_NL, item_of_rank, begins_N, ranks_N)
-                starts = np.arange(len(item_of_rank))
-            offsets.append(np.append(np.searchsorted(starts, starts_above), len(starts)).astype(np.int32))
-            codes.append(sorted_N[starts])
-            starts_above = starts
+        offsets, codes = cut_levels(columns, item_of_rank, ranks_N)
         return cls(
             codes_per_level=sizes,
             child_offsets=tuple(map(torch.from_numpy, offsets)),

@@ -48,14 +48,8 @@ def choose_examples(
         evaluation: of the same recommender; its protocol decides whether seen items are excluded.
         titles: what to call each item, by item index.
     """
-    rng = np.random.default_rng(seed)
     hit_R = (evaluation.ranks_R != metrics.NOT_RANKED) & (evaluation.ranks_R <= k)
-    chosen = np.concatenate(
-        [
-            rng.permutation(np.flatnonzero(hit_R))[:num_hits],
-            rng.permutation(np.flatnonzero(~hit_R))[:num_misses],
-        ]
-    )
+    chosen = _draw(hit_R, num_hits, num_misses, seed)
     if not len(chosen):
         return []
     targets = evaluation.targets
@@ -75,3 +69,10 @@ def choose_examples(
             )
         )
     return examples
+
+
+def _draw(hit_R: np.ndarray, num_hits: int, num_misses: int, seed: int) -> np.ndarray:
+    """So many rows of either kind, hits first; fewer where there are no more."""
+    rng = np.random.default_rng(seed)
+    hits, misses = (rng.permutation(np.flatnonzero(rows_R)) for rows_R in (hit_R, ~hit_R))
+    return np.concatenate([hits[:num_hits], misses[:num_misses]])

@@ -1,12 +1,13 @@
-"""The HSTU block (arXiv 2402.17152, section 3.1, equations 1 to 3): a context without softmax and feed-forward.
+"""The HSTU block (arXiv 2402.17152, section 3, equations 1 to 3): a context without softmax and feed-forward.
 
     U, V, Q, K = split(SiLU(f1(norm(X))))        (1)
     A V = SiLU(Q K^T + rab) V / n                (2)
     Y = X + f2(norm(A V) * U)                    (3)
 
-Attention is pointwise: weights of a query need not sum to 1, so that its result tells how much there was to see, not
-only in what proportion. The gate U stands for a feed-forward. `rab` is a bias by how many places and how much time lie
-between two events, one for all heads, in each layer its own.
+Attention is pointwise (section 3.1): weights of a query need not sum to 1, so that its result tells how much there was
+to see, not only in what proportion. The gate U stands for a feed-forward. `rab` is a bias by how many places and how
+much time lie between two events, one for all heads, in each layer its own. The norm of X, the division by n and the
+addition of X come from the authors' code (meta-recsys/generative-recommenders); the equations do without.
 
 Departures:
 1. n is the number of positions that a query sees, not the width of the padded batch, on which no state may depend.

@@ -18,10 +18,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
-from onerec.bundle import build_trie
 from onerec.data.histories import Histories, Split
-from onerec.decoding.new_items import NewItemSlots
-from onerec.decoding.recommender import OneRecRecommender
 from onerec.evaluation.charts import Series, line_chart
 from onerec.evaluation.evaluator import Evaluation, evaluate
 from onerec.evaluation.page import Section, write_page
@@ -32,10 +29,11 @@ from onerec.model.onerec import OneRec
 from onerec.model.presets import count_parameters
 from onerec.model.settings import ModelSettings
 from onerec.pipeline import Pipeline
+from onerec.run_recommender import run_recommender
 from onerec.scaling.figures import print_rows
 from onerec.scaling.settings import RecipeSettings
 from onerec.training.pretraining import ARTIFACT_KIND as PRETRAIN_KIND
-from onerec.training.pretraining import load_pretrained, pretrain
+from onerec.training.pretraining import Fitted, load_pretrained, pretrain
 from onerec.training.settings import TrainingSettings
 from tokenizer.artifacts import MANIFEST_NAME, hash_settings, hash_text, read_manifest, require_same_hash, write_json
 from tokenizer.fit import fit_tokenizer, load_item_vectors, load_pieces
@@ -214,8 +212,7 @@ class Rung:
             self._inputs(),
             config_hash,
             self.pipeline.config.seed,
-            pieces=load_pieces(self._tokenizer, self.table),
-            item_vectors_NV=load_item_vectors(self._tokenizer),
+            Fitted(load_pieces(self._tokenizer, self.table), None, load_item_vectors(self._tokenizer)),
         )
 
     def _fit_tokenizer(self) -> None:
@@ -236,17 +233,8 @@ class Rung:
         return self._evaluate(model, settings).metrics
 
     def _evaluate(self, model: OneRec, settings: EvaluationSettings) -> Evaluation:
-        decoding = self.pipeline.config.decoding
-        num_beams, trie = max(decoding.num_beams, settings.list_length), build_trie(self.table)
         counts_N = self.histories.item_counts(self.pipeline.data.num_items)
-        recommender = OneRecRecommender(
-            model,
-            trie,
-            num_beams,
-            decoding.precision,
-            rescoring=decoding.rescoring,
-            new_items=NewItemSlots.of(decoding.new_item_slots, counts_N),
-        )
+        recommender = run_recommender(self.pipeline.config, model, self.table, counts_N)
         allowed = settings.model_copy(update={"protocols": ("seen_allowed",)})
         return evaluate(recommender, self.pipeline.data, Split.VALIDATION, allowed, show_progress=False)["validation"]
 

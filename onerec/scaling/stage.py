@@ -30,7 +30,7 @@ from onerec.scaling.ladder import (
 )
 from onerec.scaling.recipe import scale_recipe
 from onerec.scaling.settings import ScalingSettings, SizeSettings
-from onerec.training.pretraining import build_model, start_items_from, training_windows
+from onerec.training.pretraining import build_model, training_windows
 from tokenizer.artifacts import (
     MANIFEST_NAME,
     atomic_folder,
@@ -41,7 +41,6 @@ from tokenizer.artifacts import (
     restore_folder,
     write_manifest,
 )
-from tokenizer.fit import load_item_vectors, load_pieces
 
 KIND = "scaling-point"
 
@@ -121,11 +120,7 @@ class _Rung:
     def _model(self) -> OneRec:
         seed, settings = self.pipeline.config.seed, size_model(self.pipeline.config.model, self.size)
         set_seed(seed)
-        table, tokenizer = self.pipeline.table, self.pipeline.folder / "tokenizer"
-        model = build_model(settings, table, load_pieces(tokenizer, table))
-        if settings.item_start:
-            start_items_from(load_item_vectors(tokenizer), model, settings.item_start, seed)
-        return model
+        return build_model(settings, self.pipeline.table, self.pipeline.fitted(), seed=seed)
 
     def _train(self, model: OneRec, plan: Plan) -> Point:
         config, seed = self.pipeline.config, self.pipeline.config.seed

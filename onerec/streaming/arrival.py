@@ -12,12 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from onerec.bundle import build_trie
 from onerec.data.events import MICROSECONDS, index_events
 from onerec.data.histories import Split
 from onerec.data.validation import Report, check_events, check_tables, check_text
-from onerec.decoding.new_items import NewItemSlots
-from onerec.decoding.recommender import OneRecRecommender
 from onerec.errors import DataError
 from onerec.evaluation.evaluator import evaluate
 from onerec.evaluation.results import Run
@@ -25,6 +22,7 @@ from onerec.evaluation.runs import save_run
 from onerec.model.new_items import with_new_items
 from onerec.model.onerec import OneRec
 from onerec.pipeline import Pipeline
+from onerec.run_recommender import run_recommender
 from onerec.streaming.partitions import Partition
 from onerec.streaming.state import Log, NewRows, StreamState
 from onerec.training.pretraining import load_pretrained
@@ -101,20 +99,9 @@ def _assign(state: StreamState, log: Log, folder: Path, inputs: dict[str, str]) 
 
 
 def _evaluate(base: Pipeline, log: Log, catalogue: Catalogue, model: OneRec, name: str) -> Run:
-    config = base.config
-    decoding = config.decoding
-    num_beams = max(decoding.num_beams, config.evaluation.list_length)
-    trie = build_trie(catalogue.table())
-    model = model.eval().to(base.processes.device)
+    config, model = base.config, model.eval().to(base.processes.device)
     counts_N = log.histories.training().item_counts(log.num_items)
-    recommender = OneRecRecommender(
-        model,
-        trie,
-        num_beams,
-        decoding.precision,
-        rescoring=decoding.rescoring,
-        new_items=NewItemSlots.of(decoding.new_item_slots, counts_N),
-    )
+    recommender = run_recommender(config, model, catalogue.table(), counts_N)
     recommender.name = name
     evaluations = evaluate(recommender, log, Split.TEST, config.evaluation)
     return Run(config.seed, evaluations, 0.0, model.num_parameters())

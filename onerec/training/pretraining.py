@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,24 @@ BEST = "best"
 Validate = Callable[[OneRec], dict[str, float]]
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What was fitted beside the ID table and becomes part of a model.
+
+    Args:
+        pieces: of the table's semantic IDs, for item vectors that sum theirs too.
+        pathways: features for the pathways of the model's settings, where they name any.
+        item_vectors_NV: the tokenizer's, for a model whose items start from them.
+    """
+
+    pieces: SemanticIdPieces | None = None
+    pathways: FittedPathways | None = None
+    item_vectors_NV: np.ndarray | None = None
+
+
+NOTHING_FITTED = Fitted()
+
+
 @flushed_denormals()
 def pretrain(
     histories: Histories,
@@ -58,93 +76,102 @@ def pretrain(
     inputs: dict[str, str],
     config_hash: str,
     seed: int,
-    pieces: SemanticIdPieces | None = None,
-    pathways: FittedPathways | None = None,
+    fitted: Fitted = NOTHING_FITTED,
     sessions: SessionSettings | None = None,
-    item_vectors_NV: np.ndarray | None = None,
 ) -> OneRec:
     """Train on the training events of `histories`, keep the weights best on validation, and store them in `folder`.
 
-    A training that was stopped continues from its newest checkpoint in `work_folder`, with the same losses as one that
-    was not.
+    A training that was stopped goes on from its newest checkpoint in `work_folder`, with the losses of one that never
+    was.
 
     Args:
         validate: maps a model in evaluation mode to metrics, the selection metric among them.
         inputs: content hashes of the artefacts this one is made from.
-        pieces: of the table's semantic IDs, for item vectors that sum theirs too.
-        pathways: features fitted for the pathways of the model's settings, where they name any.
         sessions: rules of the lists that a model of lists is trained on.
-        item_vectors_NV: the tokenizer's, for a model whose items start from them.
 
     Raises:
-        DataError: there is no training event, or no list.
-        ConfigError: the settings ask for what is not installed, contradict the model's, or need too much memory.
-        ArtifactError: another number of processes has written the ZeRO checkpoint to continue from, or the teacher is
-            of another ID table.
-        OneRecError: another process of the run has ended.
+        OneRecError: settings that contradict each other, the data or what is given, or what ends a training.
     """
     set_seed(seed)
     teaching = training_settings.teacher
-    model = build_model(model_settings, table, pieces, pathways, teaching)
-    if model_settings.item_start:
-        start_items_from(item_vectors_NV, model, model_settings.item_start, seed)
+    model = build_model(model_settings, table, fitted, teaching, seed)
     teacher = None if teaching is None else Teacher.load(teaching.path, model)
-    windows = training_windows(histories, model, pathways, training_settings.targets, seed, sessions)
+    windows = training_windows(histories, model, fitted.pathways, training_settings.targets, seed, sessions)
+    trainer = _train(model, windows, training_settings, work_folder, seed, validate, teacher)
+    if trainer.is_world_process_zero():
+        all_inputs = inputs if teacher is None else {**inputs, "teacher": teacher.content_hash}
+        _publish(work_folder / BEST, folder, trainer, all_inputs, config_hash, table)
+    trainer.accelerator.wait_for_everyone()
+    return load_pretrained(folder, table)
+
+
+def _train(
+    model: OneRec,
+    windows: TrainingWindows,
+    settings: TrainingSettings,
+    work_folder: Path,
+    seed: int,
+    validate: Validate,
+    teacher: Teacher | None,
+) -> OneRecTrainer:
+    """The trainer after all epochs, which has left the best weights in the work folder.
+
+    Raises:
+        ConfigError: the settings ask for what is not installed, or need too much memory.
+        ArtifactError: another number of processes has written the ZeRO checkpoint to continue from.
+        OneRecError: another process of the run has ended.
+    """
     work_folder.mkdir(parents=True, exist_ok=True)
-    best = work_folder / BEST
 
     def keep_best(candidate: OneRec, step: int) -> None:
-        with atomic_folder(best) as temporary:
+        with atomic_folder(work_folder / BEST) as temporary:
             save_without_teaching(candidate, temporary)
             (temporary / "step.json").write_text(json.dumps({"step": step}))
 
-    with deepspeed_runtime(training_settings.zero_stage):
-        trainer = OneRecTrainer(model, windows, training_settings, work_folder, seed, validate, keep_best, teacher)
+    with deepspeed_runtime(settings.zero_stage):
+        trainer = OneRecTrainer(model, windows, settings, work_folder, seed, validate, keep_best, teacher)
         resume_from = latest_checkpoint(work_folder)
         if resume_from is not None:
             require_same_processes(resume_from, trainer.args.world_size)
-        with explained_os_errors(work_folder), explained_failures(training_settings):
+        with explained_os_errors(work_folder), explained_failures(settings):
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    if teacher is not None:
-        inputs = {**inputs, "teacher": teacher.content_hash}
-    if trainer.is_world_process_zero():
-        _publish(best, folder, trainer, inputs, config_hash, table)
-    trainer.accelerator.wait_for_everyone()
-    return load_pretrained(folder, table)
+    return trainer
 
 
 def build_model(
     settings: ModelSettings,
     table: SemanticIdTable,
-    pieces: SemanticIdPieces | None = None,
-    pathways: FittedPathways | None = None,
+    fitted: Fitted = NOTHING_FITTED,
     teacher: TeacherSettings | None = None,
+    seed: int = 0,
 ) -> OneRec:
-    """A freshly initialised model that holds the ID table, and its pieces and fitted pathways where there are any.
+    """A freshly initialised model that holds the ID table and what else was fitted.
 
-    With settings of a teacher it has heads that learn from one.
+    Args:
+        teacher: gives it heads that learn from one.
+        seed: of what its items start from; the other weights follow torch's own.
+
+    Raises:
+        ArtifactError: its items are to start from the tokenizer's vectors, and there are none or another catalogue's.
     """
-    num_pieces = pieces.vocabulary_size if pieces is not None else 0
-    spec = None if pathways is None else pathways.spec
+    num_pieces = fitted.pieces.vocabulary_size if fitted.pieces is not None else 0
+    spec = None if fitted.pathways is None else fitted.pathways.spec
     config = settings.configuration(table.codes_per_level, len(table.codes_NL), num_pieces, spec)
     if teacher is not None:
         config.teacher_weight, config.teacher_temperature = teacher.weight, teacher.temperature
     model = OneRec(config)
     model.set_codes(table.codes_NL, table.content_hash)
-    if pathways is not None:
-        model.encoder.set_pathways(pathways)
-    if pieces is not None:
-        item_pieces = pieces.encode(table.codes_NL)
+    if fitted.pathways is not None:
+        model.encoder.set_pathways(fitted.pathways)
+    if fitted.pieces is not None:
+        item_pieces = fitted.pieces.encode(table.codes_NL)
         model.set_pieces(item_pieces.pieces_P, item_pieces.offsets)
+    if settings.item_start:
+        _start_items(model, fitted.item_vectors_NV, settings.item_start, seed)
     return model
 
 
-def start_items_from(item_vectors_NV: np.ndarray | None, model: OneRec, size: float, seed: int) -> None:
-    """Start the items' own vectors as the tokenizer's.
-
-    Raises:
-        ArtifactError: there are none, or they are of another catalogue.
-    """
+def _start_items(model: OneRec, item_vectors_NV: np.ndarray | None, size: float, seed: int) -> None:
     table = model.encoder.embedding.items
     if item_vectors_NV is None or table is None:
         raise ArtifactError(

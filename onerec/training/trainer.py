@@ -127,19 +127,11 @@ class OneRecTrainer(StagedCheckpoints):
         for name, value in schedule_arguments(settings, args.max_steps).items():
             setattr(args, name, value)
         super().__init__(model=model, args=args, train_dataset=_Rows(len(windows)))
-        self.add_callback(_Milestones(self._plan.epoch_ends, settings))
-        self._copy: WeightCopy | None = None
-        if settings.ema_decay is not None or settings.zero_stage == 3:
-            self._copy = WeightCopy(model, settings.ema_decay, self.is_world_process_zero(), args.device)
-            self.add_callback(self._copy)
-        self._balancer = ExpertBalancer(model)
-        self.add_callback(self._balancer)
+        self._add_callbacks()
         if settings.sparse_tables:
             use_sparse_gradients(model)
         if settings.activation_checkpointing:
             recompute_activations(model)
-        if self.is_world_process_zero():
-            self.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True
         self._matmul_gflops = measure_matmul_gflops(args.device, getattr(torch, self.precision))
@@ -147,6 +139,19 @@ class OneRecTrainer(StagedCheckpoints):
         if teacher is not None:
             teacher.to(args.device)
         self._step_clock = _Stopwatch()
+
+    def _add_callbacks(self) -> None:
+        """What follows every step: validation and checkpoints, copies of the weights, load of experts, curves."""
+        settings, model = self._settings, self._core_model
+        self.add_callback(_Milestones(self._plan.epoch_ends, settings))
+        self._copy: WeightCopy | None = None
+        if settings.ema_decay is not None or settings.zero_stage == 3:
+            self._copy = WeightCopy(model, settings.ema_decay, self.is_world_process_zero(), self.args.device)
+            self.add_callback(self._copy)
+        self._balancer = ExpertBalancer(model)
+        self.add_callback(self._balancer)
+        if self.is_world_process_zero():
+            self.add_callback(TensorBoardCallback(SummaryWriter(str(self._checkpoint_root / "tensorboard"))))
 
     @property
     def training_minutes(self) -> float:

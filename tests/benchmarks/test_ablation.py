@@ -9,25 +9,22 @@ from benchmarks.ablation import FULL, PLAIN, choose, main, variant_config, varia
 from onerec.config import RunConfig
 from onerec.errors import ConfigError
 from onerec.training.pretraining import load_pretrained
+from tests.tiny_run import write_config
 from tokenizer.settings import load_settings
 from tokenizer.table import SemanticIdTable
 
 ROOT = Path(__file__).parent.parent.parent
-CONFIG = """
-name: tiny
+CHANGES = """
 data:
-  source: world
-  world: {num_users: 40, num_items: 100, num_events: 700}
+  world: {num_users: 40, num_events: 700}
 tokenizer:
-  text: {weight: 0}
   given: {weight: 0.5, source: vector}
   collaborative: {width: 8}
-  quantizer: {codes_per_level: [16, 16], iterations: 5}
+  quantizer: {codes_per_level: [16, 16]}
   collisions: {policy: reassign}
-model: {d_model: 16, num_heads: 2, d_ff: 32, num_context_layers: 1, num_decoder_layers: 1, max_history_items: 20}
-training: {epochs: 9, evaluate_every_epochs: 3, max_positions_per_step: 128, warmup_steps: 2}
+model: {max_history_items: 20}
+training: {epochs: 9, evaluate_every_epochs: 3, max_positions_per_step: 128}
 decoding: {num_beams: 12, rescoring: 1}
-evaluation: {bootstrap_samples: 20}
 scaling: {budgets: [1.0]}
 """
 
@@ -74,10 +71,8 @@ def test_names_choose_variants_and_what_they_are_held_against(recipe: RunConfig)
 
 
 def run(folder: Path, *options: str) -> int:
-    (folder / "tiny.yaml").write_text(CONFIG)
-    return main(
-        [str(folder / "tiny.yaml"), "--runs", str(folder), "--epochs", "1", "--validation-users", "30", *options]
-    )
+    config = write_config(folder, CHANGES)
+    return main([str(config), "--runs", str(folder), "--epochs", "1", "--validation-users", "30", *options])
 
 
 def test_variants_run_share_what_is_the_same_and_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

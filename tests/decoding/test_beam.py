@@ -49,6 +49,32 @@ def flat_tokens(model: OneRec, codes_NL: np.ndarray) -> Tensor:
     return torch.from_numpy(codes_NL) + torch.tensor(model.config.level_offsets)
 
 
+def generate(
+    model: OneRec, codes_NL: np.ndarray, items_BS: Tensor, lengths_B: Tensor, num_beams: int, k: int
+) -> tuple[Tensor, Tensor | None]:
+    """Items and scores (B, K) of transformers' own constrained beam search; a single beam has no scores."""
+    tokens = [tuple(row) for row in flat_tokens(model, codes_NL).tolist()]
+    visible_BS = torch.arange(items_BS.shape[1]) < lengths_B[:, None]
+    generated = model.generate(
+        input_ids=(items_BS + 1) * visible_BS,
+        attention_mask=visible_BS.long(),
+        num_beams=num_beams,
+        num_return_sequences=k,
+        do_sample=False,
+        length_penalty=0.0,
+        min_new_tokens=codes_NL.shape[1],
+        max_new_tokens=codes_NL.shape[1],
+        prefix_allowed_tokens_fn=lambda _, prefix: sorted(
+            {row[len(prefix) - 1] for row in tokens if list(row[: len(prefix) - 1]) == prefix[1:].tolist()}
+        ),
+        return_dict_in_generate=True,
+        output_scores=True,
+        use_cache=False,
+    )
+    items_BK = torch.tensor([tokens.index(tuple(row)) for row in generated.sequences[:, 1:].tolist()]).view(-1, k)
+    return items_BK, None if num_beams == 1 else generated.sequences_scores.view(-1, k)
+
+
 @torch.no_grad()
 def score_all_items(model: OneRec, codes_NL: np.ndarray, items_BS: Tensor, lengths_B: Tensor) -> Tensor:
     """Log-probability (B, N) of every item by teacher forcing."""
@@ -151,30 +177,10 @@ def test_same_beams_as_constrained_generate(num_beams: int, k: int, changes: dic
     model = make_model(codes_NL, **changes)
     items_BS, lengths_B = make_histories(60, (8, 3, 1, 6))
     result = beam_search(model, model.encode(items_BS, lengths_B), Trie.from_table(codes_NL, SIZES), num_beams, k)
-
-    tokens = [tuple(row) for row in flat_tokens(model, codes_NL).tolist()]
-    items_of_tokens = {row: item for item, row in enumerate(tokens)}
-    visible_BS = torch.arange(items_BS.shape[1]) < lengths_B[:, None]
-    generated = model.generate(
-        input_ids=(items_BS + 1) * visible_BS,
-        attention_mask=visible_BS.long(),
-        num_beams=num_beams,
-        num_return_sequences=k,
-        do_sample=False,
-        length_penalty=0.0,
-        min_new_tokens=len(SIZES),
-        max_new_tokens=len(SIZES),
-        prefix_allowed_tokens_fn=lambda _, prefix: sorted(
-            {row[len(prefix) - 1] for row in tokens if list(row[: len(prefix) - 1]) == prefix[1:].tolist()}
-        ),
-        return_dict_in_generate=True,
-        output_scores=True,
-        use_cache=False,
-    )
-    items_BK = torch.tensor([items_of_tokens[tuple(row)] for row in generated.sequences[:, 1:].tolist()]).view(-1, k)
+    items_BK, scores_BK = generate(model, codes_NL, items_BS, lengths_B, num_beams, k)
     torch.testing.assert_close(result.items_BK, items_BK)
     if num_beams > 1:
-        torch.testing.assert_close(result.scores_BK, generated.sequences_scores.view(-1, k), rtol=0, atol=1e-4)
+        torch.testing.assert_close(result.scores_BK, scores_BK, rtol=0, atol=1e-4)
 
 
 # ---- promises ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import nn
 from onerec.errors import ArtifactError
 from onerec.model.item_start import start_items
 from onerec.model.settings import ModelSettings
-from onerec.training.pretraining import pretrain
+from onerec.training.pretraining import Fitted, pretrain
 from onerec.training.settings import TrainingSettings
 from tests.training.test_pretraining import NUM_ITEMS, cyclic_histories, small_table
 
@@ -77,7 +77,7 @@ def test_pre_training_starts_there(given: bool, tmp_path: Path) -> None:
             inputs={},
             config_hash="0" * 64,
             seed=0,
-            item_vectors_NV=vectors_NV if given else None,
+            fitted=Fitted(item_vectors_NV=vectors_NV if given else None),
         )
         rows: np.ndarray = model.encoder.embedding.items.weight.detach().numpy()
         return rows

@@ -12,6 +12,7 @@ from onerec.decoding.trie import Trie
 from onerec.model.configuration import BOS_TOKEN, OneRecConfig
 from onerec.model.lazy import ContextProcessor, LazyCrossAttention
 from onerec.model.onerec import OneRec
+from tests.decoding.test_beam import generate
 
 SIZES = (6, 5, 4)
 NUM_ITEMS = 50
@@ -192,24 +193,8 @@ def test_generate_finds_the_same_beams() -> None:
     model, (items_BS, lengths_B) = make_model(num_kv_heads=2), histories()
     codes_NL = codes_of(model)
     found = beam_search(model, model.encode(items_BS, lengths_B), Trie.from_table(codes_NL, SIZES), 4, 4)
-    tokens = [tuple(row) for row in (codes_NL + np.array(model.config.level_offsets)).tolist()]
-    visible_BS = torch.arange(items_BS.shape[1]) < lengths_B[:, None]
-    sequences = model.generate(
-        input_ids=(items_BS + 1) * visible_BS,
-        attention_mask=visible_BS.long(),
-        num_beams=4,
-        num_return_sequences=4,
-        do_sample=False,
-        length_penalty=0.0,
-        min_new_tokens=len(SIZES),
-        max_new_tokens=len(SIZES),
-        prefix_allowed_tokens_fn=lambda _, prefix: sorted(
-            {row[len(prefix) - 1] for row in tokens if list(row[: len(prefix) - 1]) == prefix[1:].tolist()}
-        ),
-        use_cache=False,
-    )
-    items = [tokens.index(tuple(row)) for row in sequences[:, 1:].tolist()]
-    assert torch.tensor(items).view(-1, 4).tolist() == found.items_BK.tolist()
+    items_BK, _ = generate(model, codes_NL, items_BS, lengths_B, 4, 4)
+    assert items_BK.tolist() == found.items_BK.tolist()
 
 
 def test_the_item_head_reads_what_has_seen_the_history() -> None:

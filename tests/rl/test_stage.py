@@ -18,11 +18,10 @@ from onerec.data.histories import Split
 from onerec.data.pathways import EventSource
 from onerec.model.onerec import OneRec
 from onerec.pipeline import Pipeline
-from rl import workers
 from rl.experience import ExperienceMaker
 from rl.generation import RolloutPlan
 from rl.settings import AlignedRunConfig
-from tests.processes import prepared_context
+from tests.processes import start_server
 from tests.tiny_run import run_stage, write_config
 from tokenizer.artifacts import read_manifest, write_manifest
 from tokenizer.settings import dump_yaml, load_settings
@@ -69,9 +68,9 @@ def align(pretrained: Path, tmp_path: Path):
 
 
 @pytest.fixture
-def prepared_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rollout workers start without the ten seconds that importing anew takes each of them."""
-    monkeypatch.setattr(workers, "get_context", lambda _: prepared_context())
+def one_server() -> None:
+    """Rollout workers come from the server of all tests, which need not import anew for them."""
+    start_server()
 
 
 def log_of(folder: Path, key: str) -> list[float]:
@@ -207,7 +206,7 @@ def test_a_training_that_was_cut_off_goes_on_as_if_it_had_not_been(
     assert len(resumed["loss"]) == 4
 
 
-@pytest.mark.usefixtures("prepared_workers")
+@pytest.mark.usefixtures("one_server")
 def test_a_rollout_worker_generates_what_the_trainer_would(align, tmp_path: Path) -> None:
     """On-policy with one worker: the same training to the last digit, the format reward's samples included."""
     options = ["align.steps=4", "align.format={group_size: 8, chosen: 5}"]
@@ -219,7 +218,7 @@ def test_a_rollout_worker_generates_what_the_trainer_would(align, tmp_path: Path
     assert {key: log_of(tmp_path, key) for key in found} == found
 
 
-@pytest.mark.usefixtures("prepared_workers")
+@pytest.mark.usefixtures("one_server")
 def test_a_worker_that_dies_ends_the_training_with_a_message(
     align, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-import train
 from onerec.data.batches import many_target_windows
 from onerec.data.histories import Histories, Split
 from onerec.model.configuration import OneRecConfig
@@ -17,17 +16,13 @@ from onerec.model.flops import training_flops
 from onerec.model.onerec import OneRec
 from onerec.scaling.ladder import Plan, code_loss, held_out_windows, window_flops
 from tests.processes import started
+from tests.tiny_run import run_stage, write_config
 
-CONFIG = """
-name: tiny
+CHANGES = """
 data:
-  source: world
-  world: {num_users: 40, num_items: 100, num_events: 600}
+  world: {num_users: 40, num_events: 600}
 tokenizer:
-  text: {weight: 0}
   collaborative: {width: 8}
-  quantizer: {codes_per_level: [8, 8], iterations: 5}
-model: {max_history_items: 8}
 training: {max_positions_per_step: 128, checkpoint_steps: 2}
 scaling:
   sizes: [{d_model: 8, num_layers: 1}, {d_model: 16, num_layers: 1}]
@@ -87,10 +82,7 @@ def test_the_loss_is_that_of_each_held_out_code() -> None:
 
 
 def run(folder: Path, *overrides: str) -> int:
-    path = folder / "tiny.yaml"
-    path.write_text(CONFIG)
-    changes = [part for override in overrides for part in ("--set", override)]
-    return train.main(["--config", str(path), "--runs", str(folder), "--stage", "scaling", *changes])
+    return run_stage(write_config(folder, CHANGES), folder, *overrides, stage="scaling")
 
 
 def test_a_killed_ladder_goes_on_and_can_be_added_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

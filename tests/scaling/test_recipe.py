@@ -7,27 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import train
 from onerec.data.histories import Histories, Split
 from onerec.data.prepared import PreparedData
 from onerec.evaluation.runs import load_run
 from onerec.model.settings import ModelSettings
 from onerec.scaling.recipe import part_of_users, widen
+from tests.tiny_run import run_stage, write_config
 from tokenizer.table import SemanticIdTable
 
-CONFIG = """
-name: tiny
+CHANGES = """
 data:
-  source: world
-  world: {num_users: 40, num_items: 100, num_events: 800}
+  world: {num_users: 40, num_events: 800}
 tokenizer:
-  text: {weight: 0}
   collaborative: {width: 8}
-  quantizer: {codes_per_level: [8, 8], iterations: 5}
-model: {d_model: 8, num_heads: 2, d_ff: 16, num_context_layers: 1, num_decoder_layers: 1, max_history_items: 8}
-training: {epochs: 1, evaluate_every_epochs: 1, max_positions_per_step: 128, warmup_steps: 2}
+model: {d_model: 8, d_ff: 16}
+training: {max_positions_per_step: 128}
 decoding: {num_beams: 5, rescoring: 1}
-evaluation: {ks: [1, 10], bootstrap_samples: 20}
+evaluation: {ks: [1, 10]}
 scaling:
   recipe: {widths: [2], shares: [0.5]}
 """
@@ -35,10 +31,7 @@ ROOT = Path("tiny") / "scaling" / "recipe"
 
 
 def run(folder: Path, *overrides: str) -> int:
-    (folder / "tiny.yaml").write_text(CONFIG)
-    changes = [part for override in overrides for part in ("--set", override)]
-    command = ["--config", str(folder / "tiny.yaml"), "--runs", str(folder), "--stage", "scaling"]
-    return train.main([*command, *changes])
+    return run_stage(write_config(folder, CHANGES), folder, *overrides, stage="scaling")
 
 
 @pytest.fixture(scope="module")

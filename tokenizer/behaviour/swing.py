@@ -1,13 +1,16 @@
 """Swing: two items are similar where many pairs of users share both of them and little else.
 
-Yang et al., "Large Scale Product Graph Construction for Recommendation in E-commerce" (2020, arXiv 2010.05525):
+Yang et al., "Large Scale Product Graph Construction for Recommendation in E-commerce" (2020, arXiv 2010.05525), section
+2.1, equation 2 and algorithm 1:
 
     s(i, j) = sum over pairs of users {u, v} who both met i and j of  w_u w_v / (alpha + |I_u & I_v|)
 
-with I_u the set of items that u met and w_u = 1/sqrt(|I_u|). Choices:
+with I_u the set of items that u met, u and v different, and w_u = 1/sqrt(|I_u|). Choices:
 1. A pair of users counts once, not in both orders: half of the double sum, of the same ranking.
 2. An item of more than `max_users_per_item` users counts those who come first in one seeded order of all users. The
    order is the same for every item, so that pairs of users stay whole; weights and overlaps are those of all events.
+3. |I_u & I_v| has i itself in it, as in the equation. The paper's worked example counts the others alone, which is an
+   alpha less by 1.
 
 Legend: N items, U users, P pairs of users with two items or more in common.
 """

@@ -195,27 +195,55 @@ def test_alignment_raises_what_the_reward_model_expects(run: Path) -> None:
     assert selector.judge.model.config.catalogue_hash == SemanticIdTable.load(run / "tiny" / "tokenizer").catalogue_hash
 
 
-def test_a_bundle_from_before_the_reward_model_is_written_again(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("bundle", "stages", "overrides"),
+    [
+        ("bundle", ["evaluate", "bundle"], []),
+        ("align-bundle", ["align"], ["align.steps=4", "align.reward={base: 1}"]),
+    ],
+)
+def test_a_bundle_from_before_the_reward_model_is_given_it(
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    bundle: str,
+    stages: list[str],
+    overrides: list[str],
 ) -> None:
-    reward, bundle = run / "tiny" / "reward", run / "tiny" / "bundle"
+    reward, folder = run / "tiny" / "reward", run / "tiny" / bundle
     shutil.move(reward, tmp_path / "away")
-    for stage in ("evaluate", "bundle"):
-        assert run_stage(run, stage) == 0
-    assert Bundle.load(bundle).selector is None
+    for stage in stages:
+        assert run_stage(run, stage, *overrides) == 0
+    before = Bundle.load(folder)
+    assert before.selector is None
     shutil.move(tmp_path / "away", reward)
     capsys.readouterr()
-    assert run_stage(run, "bundle") == 0
-    assert "bundle: found it without the reward model that was trained since, written again" in capsys.readouterr().out
-    written = Bundle.load(bundle)
+    assert run_stage(run, stages[-1], *overrides) == 0
+    assert f"{bundle}: given the reward model that was trained since" in capsys.readouterr().out
+    written = Bundle.load(folder)
     assert written.selector is not None
-    assert written.manifest.inputs["reward"] == read_manifest(reward, "reward").content_hash
-    assert run_stage(run, "bundle") == 0
-    assert "bundle: found the finished artefact, kept" in capsys.readouterr().out
+    added = {"reward": read_manifest(reward, "reward").content_hash}
+    assert written.manifest.inputs == before.manifest.inputs | added
+    assert written.manifest.details == before.manifest.details
+    assert before.manifest.files.items() <= written.manifest.files.items()
+    assert run_stage(run, stages[-1], *overrides) == 0
+    printed = capsys.readouterr().out
+    assert "found the finished artefact, kept" in printed
+    assert "given the reward model" not in printed
     (reward / "log_history.json").write_text("[]")
     write_manifest(reward, "reward", {}, "")
-    assert run_stage(run, "bundle") == 1
-    assert "bundle: its reward: found hash" in capsys.readouterr().err
+    assert run_stage(run, stages[-1], *overrides) == 1
+    assert f"{bundle}: its reward: found hash" in capsys.readouterr().err
+
+
+def test_a_bundle_that_was_deleted_is_written_again_from_the_kept_alignment(run: Path) -> None:
+    folder = run / "tiny" / "align-bundle"
+    assert run_stage(run, "align", "align.steps=4") == 0
+    before = read_manifest(folder, "bundle")
+    shutil.rmtree(folder)
+    assert run_stage(run, "align", "align.steps=4") == 0
+    after = read_manifest(folder, "bundle")
+    assert (after.inputs, after.details, after.files) == (before.inputs, before.details, before.files)
 
 
 def test_alignment_by_another_reward_model_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
