@@ -37,7 +37,8 @@ def recipe() -> RunConfig:
 def test_each_ingredient_is_taken_away_with_what_needs_it_and_added_with_what_it_needs(recipe: RunConfig) -> None:
     found = {each.name: each for each in variants(recipe)}
     assert found["no-prefix_vectors"].changes == {"model.prefix_vectors": False}
-    headless = {"model.item_head_weight", "model.item_distillation", "model.path_sampling", "decoding.rescoring"}
+    taught = {"model.item_distillation", "model.path_sampling"}
+    headless = {"model.item_head_weight", "model.id_head_width", "decoding.rescoring", *taught}
     assert set(found["no-item_head"].changes) == headless
     plain, added = found[PLAIN].changes, found["with-rescoring"].changes
     assert set(plain) - set(added) == {"model.item_head_weight", "decoding.rescoring"}
