@@ -20,15 +20,17 @@ from onerec.model.onerec import OneRec
 from onerec.training.settings import TrainingSettings
 
 _ADAM_BETA1 = 0.9
+_ID_HEAD = "id_head."
 
 
 def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
     """Fused AdamW, alone or beside Muon for the blocks' matrices and SparseAdam for tables of sparse gradients."""
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     sparse = _sparse_tables(model)
-    matrices = [p for name, p in parameters.items() if settings.optimizer == "muon" and _is_hidden_matrix(name, p)]
+    muon = settings.optimizer == "muon"
+    matrices = [p for name, p in parameters.items() if muon and _is_hidden_matrix(name, p)]
     elsewhere = {id(p) for p in (*sparse, *matrices)}
-    rest = [p for p in parameters.values() if id(p) not in elsewhere]
+    rest = {name: p for name, p in parameters.items() if id(p) not in elsewhere}
     parts: list[torch.optim.Optimizer] = [_adamw(rest, settings)]
     if matrices:
         parts.append(_muon(matrices, settings))
@@ -125,13 +127,22 @@ def _own_gradient(_module: nn.Module, _inputs: object, vectors: Tensor) -> None:
         vectors.register_hook(torch.clone)
 
 
-def _adamw(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.AdamW:
-    """Norms and biases are not decayed."""
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+def _adamw(parameters: dict[str, nn.Parameter], settings: TrainingSettings) -> torch.optim.AdamW:
+    """Norms and biases are not decayed; the id head has a learning rate of its own."""
+    ids = [p for name, p in parameters.items() if name.startswith(_ID_HEAD)]
+    others = [p for name, p in parameters.items() if not name.startswith(_ID_HEAD)]
+    groups = _decay_groups(others, settings.learning_rate, settings.weight_decay)
+    if ids:
+        groups += _decay_groups(ids, settings.id_head_learning_rate, settings.weight_decay)
+    return torch.optim.AdamW(groups, betas=(_ADAM_BETA1, settings.adam_beta2), fused=True)
+
+
+def _decay_groups(parameters: list[nn.Parameter], learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    matrices, vectors = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
+    return [
+        {"params": matrices, "lr": learning_rate, "weight_decay": weight_decay},
+        {"params": vectors, "lr": learning_rate, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(_ADAM_BETA1, settings.adam_beta2), fused=True)
 
 
 def _muon(matrices: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.Muon:
@@ -156,7 +167,8 @@ def _muon(matrices: list[nn.Parameter], settings: TrainingSettings) -> torch.opt
 
 
 def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    return ".blocks." in name and ".router." not in name and parameter.dim() >= 2
+    inner = ".blocks." in name and ".router." not in name and not name.startswith(_ID_HEAD)
+    return inner and parameter.dim() >= 2
 
 
 def _sparse_tables(model: nn.Module) -> list[nn.Parameter]:

@@ -49,6 +49,19 @@ def give_gradients(model: nn.Module, seed: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_id_head_learns_at_a_rate_of_its_own_by_adamw(optimizer: str) -> None:
+    model = small_model(item_head_weight=1.0, id_head_width=8)
+    settings = TrainingSettings(optimizer=optimizer, learning_rate=0.1, id_head_learning_rate=0.3, weight_decay=0.0)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    give_gradients(model, seed=1)
+    build_optimizer(model, settings).step()
+    for name, parameter in model.named_parameters():
+        if optimizer == "adamw" or name.startswith("id_head."):  # whose first step is the rate, by the gradient's sign
+            rate = 0.3 if name.startswith("id_head.") else 0.1
+            torch.testing.assert_close(parameter, before[name] - rate * parameter.grad.sign(), rtol=1e-4, atol=1e-4)
+
+
 def test_muon_orthogonalises_the_matrices_of_blocks_and_leaves_the_rest_to_adamw() -> None:
     model, by_adamw = small_model(), small_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
