@@ -51,8 +51,8 @@ class Ingredient:
 
     name: str
     off: dict[str, Any]
-    needs: str | None = None
-    """Another one that it cannot do without."""
+    needs: tuple[str, ...] = ()
+    """Others that it cannot do without."""
     in_plain: bool = False
     """The plain model keeps it: something must be left."""
 
@@ -62,15 +62,16 @@ INGREDIENTS = (
     Ingredient("prefix_vectors", {"model.prefix_vectors": False}),
     Ingredient("repeat_bias", {"model.repeat_bias": False}),
     Ingredient("item_rows", {"model.item_embedding": False}),  # codes alone are left in the context
-    Ingredient("item_start", {"model.item_start": 0.0}, needs="item_rows"),
+    Ingredient("item_start", {"model.item_start": 0.0}, needs=("item_rows",)),
     Ingredient("item_head", {"model.item_head_weight": 0.0}),
-    Ingredient("id_head", {"model.id_head_width": 0}, needs="item_head"),
-    Ingredient("item_distillation", {"model.item_distillation": 0.0}, needs="item_head"),
-    Ingredient("path_sampling", {"model.path_sampling": 0.0}, needs="item_head"),
-    Ingredient("rescoring", {"decoding.rescoring": 0.0}, needs="item_head"),
+    Ingredient("id_head", {"model.id_head_width": 0}, needs=("item_head",)),
+    Ingredient("item_distillation", {"model.item_distillation": 0.0}, needs=("item_head",)),
+    Ingredient("path_sampling", {"model.path_sampling": 0.0}, needs=("item_head",)),
+    Ingredient("rescoring", {"decoding.rescoring": 0.0}, needs=("item_head",)),
+    Ingredient("dense_candidates", {"decoding.dense_candidates": 0}, needs=("item_head", "rescoring")),
     Ingredient("positions_from_end", {"model.positions": "from_start"}),
     Ingredient("dropout", {"model.dropout": 0.0}),
-    Ingredient("context_dropout", {"model.context_dropout": None}, needs="dropout"),  # as much as elsewhere
+    Ingredient("context_dropout", {"model.context_dropout": None}, needs=("dropout",)),  # as much as elsewhere
     Ingredient("long_history", {"model.max_history_items": 20}),  # TIGER's
     Ingredient("reassigned_codes", {"tokenizer.collisions.policy": "suffix"}),  # TIGER's
     Ingredient("uneven_codes", {"tokenizer.quantizer.evening_fills": 2}),
@@ -99,8 +100,7 @@ def variants(base: RunConfig) -> list[Variant]:
     plain = [each for each in present if not each.in_plain]
     taken = [Variant(f"no-{each.name}", _without(_with_dependents(each, present)), FULL) for each in present]
     added = [
-        Variant(f"with-{each.name}", _without([one for one in plain if one.name not in (each.name, each.needs)]), PLAIN)
-        for each in plain
+        Variant(f"with-{each.name}", _without([one for one in plain if not _keeps(each, one)]), PLAIN) for each in plain
     ]
     return [Variant(FULL, {}, None), Variant(PLAIN, _without(plain), FULL), *taken, *added]
 
@@ -237,7 +237,12 @@ def _is_config(base: RunConfig, changes: dict[str, Any]) -> bool:
 
 
 def _with_dependents(ingredient: Ingredient, present: Sequence[Ingredient]) -> list[Ingredient]:
-    return [ingredient, *(each for each in present if each.needs == ingredient.name)]
+    return [ingredient, *(each for each in present if ingredient.name in each.needs)]
+
+
+def _keeps(ingredient: Ingredient, other: Ingredient) -> bool:
+    """Whether an ingredient comes with another one, itself among them."""
+    return other.name in (ingredient.name, *ingredient.needs)
 
 
 def _without(ingredients: Sequence[Ingredient]) -> dict[str, Any]:

@@ -76,10 +76,8 @@ def precisions(device: torch.device) -> list[Precision]:
 def measure_run(pipeline: Pipeline, num_users: int, sizes: Sizes) -> dict[str, Any]:
     """Lists and costs of a trained run."""
     own = pipeline.recommender(pipeline.model)
-    options = own.trie, own.num_beams
     recommenders: Recommenders = {
-        precision: type(own)(pipeline.model, *options, precision, own.source, own.rescoring, own.new_items)
-        for precision in precisions(pipeline.model.device)
+        precision: own.remade(pipeline.model, own.trie, precision) for precision in precisions(pipeline.model.device)
     }
     requests = sample_requests(pipeline, own, num_users)
     figures = compare_lists(recommenders, requests)

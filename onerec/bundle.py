@@ -100,14 +100,14 @@ class Bundle:
         """The same recommender that was evaluated, with the run's number of beams unless told otherwise."""
         beams = num_beams or int(self.manifest.details["num_beams"])
         details = self.manifest.details
-        rescoring = float(details.get("rescoring", 0.0))
         return OneRecRecommender(
             self.model,
             build_trie(self.table),
             beams,
             details["precision"],
-            rescoring=rescoring,
+            rescoring=float(details.get("rescoring", 0.0)),
             new_items=self.new_items,
+            dense_candidates=int(details.get("dense_candidates", 0)),
         )
 
 
@@ -213,6 +213,7 @@ def _details(config: RunConfig, text_columns: Sequence[str]) -> dict[str, Any]:
         "num_beams": config.decoding.num_beams,
         "precision": config.decoding.precision,
         "rescoring": config.decoding.rescoring,
+        "dense_candidates": config.decoding.dense_candidates,
         "new_item_slots": config.decoding.new_item_slots,
         "text_columns": list(text_columns),
     }

@@ -28,9 +28,21 @@ class DecodingSettings(Settings):
     rescoring: float = Field(
         0.0, ge=0, description="weight of the item head's opinion of the items found, beside the beam's; 0: beam alone"
     )
+    dense_candidates: int = Field(
+        0, ge=0, description="items that no beam found and the item heads find likeliest, ranked with those found"
+    )
     new_item_slots: int = Field(
         0, ge=0, description="items of each list, at least, that no training event holds, as far as there are; 0: any"
     )
+
+    @model_validator(mode="after")
+    def _candidates_are_ranked(self) -> "DecodingSettings":
+        if self.dense_candidates and not self.rescoring:
+            raise ValueError(
+                f"dense_candidates: found {self.dense_candidates} beside rescoring 0, which gives the heads that find "
+                "them no say in the order; set rescoring above 0, or dense_candidates to 0"
+            )
+        return self
 
 
 class BaselineSettings(Settings):

@@ -25,9 +25,10 @@ def run_recommender(
     Args:
         counts_N: training events of each item, which tell the new ones.
         source: events that the model's pathways read, where it has any.
-        rescoring: the item head's weight, where it is not the config's.
+        rescoring: the item head's weight, where it is not the config's; at 0 it proposes nothing either.
     """
     decoding = config.decoding
+    weight = decoding.rescoring if rescoring is None else rescoring
     kind = ListRecommender if model.config.session_items else OneRecRecommender
     return kind(
         model,
@@ -35,6 +36,7 @@ def run_recommender(
         max(decoding.num_beams, config.evaluation.list_length),
         decoding.precision,
         source,
-        decoding.rescoring if rescoring is None else rescoring,
+        weight,
         NewItemSlots.of(decoding.new_item_slots, counts_N),
+        decoding.dense_candidates if weight else 0,
     )

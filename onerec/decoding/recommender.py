@@ -6,12 +6,14 @@ Shapes: B requests, S history length in items, K places of a list.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 import numpy as np
 import torch
 
 from onerec.data.pathways import EventSource, History, events_of, require_wishes
 from onerec.decoding.beam import BeamResult, Watch, beam_search, check_list_length
+from onerec.decoding.dense_candidates import find_missed
 from onerec.decoding.exact import exact_search
 from onerec.decoding.new_items import NewItemSlots, join
 from onerec.decoding.rescoring import ItemVectors, check_rescoring, rescore
@@ -31,7 +33,8 @@ class OneRecRecommender:
 
     `source` is where an evaluator finds the events that a model with pathways reads beside the items; `rescoring` the
     weight of the item head's opinion of what the search found, see `onerec.decoding.rescoring`; `new_items` keeps
-    places of each list for new ones, see `onerec.decoding.new_items`.
+    places of each list for new ones, see `onerec.decoding.new_items`; `dense_candidates` is how many items that the
+    search missed the heads propose, see the module of that name.
     """
 
     name = "onerec"
@@ -46,8 +49,9 @@ class OneRecRecommender:
         source: EventSource | None = None,
         rescoring: float = 0.0,
         new_items: NewItemSlots | None = None,
+        dense_candidates: int = 0,
     ) -> None:
-        check_rescoring(model.config, rescoring)
+        check_rescoring(model.config, rescoring, dense_candidates)
         self.model = model.for_decoding(precision).eval()
         self.trie = trie.to(model.device)
         self.num_beams = num_beams
@@ -55,6 +59,7 @@ class OneRecRecommender:
         self.source = source
         self.rescoring = rescoring
         self.new_items = new_items
+        self.dense_candidates = dense_candidates
         self._new_tree: tuple[Trie, Trie | None] | None = None
         with torch.inference_mode():
             vectors_NE = self.model.item_vectors() if rescoring else None
@@ -62,6 +67,11 @@ class OneRecRecommender:
         self._item_vectors: ItemVectors | None = vectors_NE
         pathways = self.model.encoder.pathways
         self._reader = None if pathways is None else pathways.reader()
+
+    def remade(self, model: OneRec, trie: Trie, precision: Precision = "float32") -> Self:
+        """The same in all else for another model, tree or precision; a model for decoding has its precision already."""
+        options = (precision, self.source, self.rescoring, self.new_items, self.dense_candidates)
+        return type(self)(model, trie, self.num_beams, *options)
 
     @property
     def num_parameters(self) -> int:
@@ -120,7 +130,7 @@ class OneRecRecommender:
         found = beam_search(self.model, context, self.trie, beams, num_found, excluded, watch)
         if (tree := self._tree_of_new_items()) is not None:
             found = join(found, beam_search(self.model, context, tree, beams, self._num_new(k, beams), excluded))
-        return self._rank(found, context, k)
+        return self._rank(found, context, k, excluded)
 
     def search_exactly(
         self, context: Context, k: int, excluded: Sequence[np.ndarray] | None = None, num_beams: int | None = None
@@ -141,7 +151,7 @@ class OneRecRecommender:
             new = exact_search(self.model, context, tree, beams, self._num_new(k, beams), excluded, rounding=rounding)
             found = join(found, BeamResult(new.items_BK, new.scores_BK))
             expansions_B = expansions_B + new.num_expansions_B
-        return self._rank(found, context, k), expansions_B.cpu().numpy()
+        return self._rank(found, context, k, excluded), expansions_B.cpu().numpy()
 
     def _num_found(self, k: int, num_beams: int) -> int:
         """Items to search for: all beams where the item head has a say in their order."""
@@ -161,8 +171,14 @@ class OneRecRecommender:
             self._new_tree = self.trie, self.new_items.tree_of(self.trie)
         return self._new_tree[1]
 
-    def _rank(self, found: BeamResult, context: Context, k: int) -> Ranking:
+    def _rank(
+        self, found: BeamResult, context: Context, k: int, excluded: Sequence[np.ndarray] | None = None
+    ) -> Ranking:
         if self._item_vectors is not None:
+            if self.dense_candidates:
+                assert isinstance(self._item_vectors, torch.Tensor)
+                vectors_NE, count = self._item_vectors, self.dense_candidates
+                found = join(found, find_missed(found, self.model, context, vectors_NE, self.trie, count, excluded))
             found = rescore(found, self.model, context, self._item_vectors, self.rescoring)
         if self.new_items is not None:
             found = self.new_items.keep(found, k)

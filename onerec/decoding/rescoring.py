@@ -4,7 +4,7 @@ A head ranks all items at once by one vector each, the decoder one code after an
 than any of them does (measured on Amazon-2014 Beauty). The score of a found item becomes the log-probability of its
 codes plus a weight times the log-probability that each head gives it among the items found. So a request reads the
 vectors of its own beams alone, whatever the size of the catalogue, and an item that no beam reached cannot come back
-in.
+in; `onerec.decoding.dense_candidates` buys that dearly.
 
 Shapes: B requests, W items found a request, N items, E width of item vectors, S history length in items.
 """
@@ -21,12 +21,18 @@ from onerec.model.context import Context
 from onerec.model.onerec import OneRec
 
 
-def check_rescoring(config: OneRecConfig, weight: float) -> None:
+def check_rescoring(config: OneRecConfig, weight: float, dense_candidates: int = 0) -> None:
     """Refuse a weight for the item head where the model has none that has read the context.
 
     Raises:
-        ConfigError: no item head, or a lazy context, whose states have read nothing.
+        ConfigError: no item head, or a lazy context, whose states have read nothing; candidates of heads without a
+            weight.
     """
+    if dense_candidates and not weight:
+        raise ConfigError(
+            f"decoding.dense_candidates: found {dense_candidates} beside decoding.rescoring 0, which gives the heads "
+            "that propose them no say in the order. Set rescoring above 0, or dense_candidates to 0."
+        )
     if weight and not config.item_head_weight:
         raise ConfigError(
             f"decoding.rescoring: found {weight} for a model without an item head, expected 0. "
@@ -62,6 +68,28 @@ def rescore(found: BeamResult, model: OneRec, context: Context, vectors_NE: Item
     scores_BW = scores_BW.masked_fill(missing_BW, float("-inf"))
     scores_BW, order_BW = scores_BW.sort(dim=1, descending=True, stable=True)
     return BeamResult(items_BK=found.items_BK.gather(1, order_BW), scores_BK=scores_BW)
+
+
+@torch.inference_mode()
+def opinions_of_all(model: OneRec, context: Context, vectors_NE: Tensor) -> Tensor:
+    """The sum (B, N) of the heads' logits of all items; the order is that of their summed log-probabilities."""
+    assert model.item_head is not None
+    columns_BS, seen_BS = _seen_columns(context)
+    logits_BN: Tensor = model.item_head(context.newest_BD, vectors_NE, columns_BS, seen_BS)
+    if model.id_head is not None:
+        items_N = torch.arange(len(vectors_NE), device=vectors_NE.device)
+        logits_BN = logits_BN + model.id_head(context.id_state_BE, items_N, columns_BS, seen_BS)
+    return logits_BN
+
+
+def _seen_columns(context: Context) -> tuple[Tensor, Tensor]:
+    """Items (B, S) of the histories, and which places count; none where no head asks."""
+    seen = context.catalogue.seen
+    if seen is None:
+        nothing = torch.zeros(context.num_requests, 0, dtype=torch.int64, device=context.newest_BD.device)
+        return nothing, nothing.bool()
+    items_BS = seen.items[:, 0]
+    return items_BS.clamp(min=0), items_BS >= 0
 
 
 def _seen(items_BW: Tensor, context: Context) -> Tensor:

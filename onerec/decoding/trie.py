@@ -347,7 +347,7 @@ class Exclusions:
     """
 
     def __init__(self, trie: Trie, excluded: Sequence[np.ndarray]) -> None:
-        requests_E, items_E = _flat_items(trie, excluded)
+        requests_E, items_E = flat_items(trie, excluded)
         ranks_E = trie.ranks_of(items_E)
         inside_E = ranks_E >= 0
         shape = len(excluded), trie.num_nodes(trie.num_levels - 1)
@@ -377,7 +377,7 @@ class Exclusions:
         return None if bits is None else bits.lookup(nodes_BC)
 
 
-def _flat_items(trie: Trie, excluded: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+def flat_items(trie: Trie, excluded: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """The request that excludes, and the item that is excluded, for all of them."""
     flat = np.concatenate([np.asarray(items, dtype=np.int64) for items in excluded])
     wrong = flat[(flat < 0) | (flat >= trie.num_items)]

@@ -7,6 +7,7 @@ first code is taken to have items.
 from collections.abc import Sequence
 
 from onerec.model.configuration import OneRecConfig
+from onerec.model.sasrec import SasRecShape
 
 
 def forward_flops(config: OneRecConfig, num_positions: int, num_targets: int, mean_context: float) -> float:
@@ -54,8 +55,8 @@ def _context_position(config: OneRecConfig, mean_context: float) -> float:
 
 
 def _id_position(config: OneRecConfig, mean_context: float) -> float:
-    """Multiply-adds of one history position in the id head's two blocks of six square matrices."""
-    return 2 * (6 * config.id_head_width**2 + 2 * config.id_head_width * mean_context)
+    """Multiply-adds of one history position in the id head's blocks of six square matrices each."""
+    return SasRecShape.num_blocks * (6 * config.id_head_width**2 + 2 * config.id_head_width * mean_context)
 
 
 def _decoder_position(config: OneRecConfig, num_attended: float) -> float:

@@ -208,15 +208,7 @@ class Catalogue:
                     "it reads. Serve it by one process, or write the bundle again."
                 )
             model = with_items(recommender.model, table, items, self.bundle.assigner)
-            # A model for decoding has its precision already.
-            recommender = OneRecRecommender(
-                model,
-                self._changed_trie(table, removed_N),
-                recommender.num_beams,
-                source=recommender.source,
-                rescoring=recommender.rescoring,
-                new_items=recommender.new_items,
-            )
+            recommender = recommender.remade(model, self._changed_trie(table, removed_N))
             recommender.precision = self.recommender.precision
         elif (removed_N == self.removed_N).all():
             return recommender

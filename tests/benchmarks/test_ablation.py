@@ -38,11 +38,14 @@ def test_each_ingredient_is_taken_away_with_what_needs_it_and_added_with_what_it
     found = {each.name: each for each in variants(recipe)}
     assert found["no-prefix_vectors"].changes == {"model.prefix_vectors": False}
     taught = {"model.item_distillation", "model.path_sampling"}
-    headless = {"model.item_head_weight", "model.id_head_width", "decoding.rescoring", *taught}
-    assert set(found["no-item_head"].changes) == headless
+    ranked = {"decoding.rescoring", "decoding.dense_candidates"}
+    assert set(found["no-item_head"].changes) == {"model.item_head_weight", "model.id_head_width", *ranked, *taught}
+    assert set(found["no-rescoring"].changes) == ranked
     plain, added = found[PLAIN].changes, found["with-rescoring"].changes
     assert set(plain) - set(added) == {"model.item_head_weight", "decoding.rescoring"}
     assert found["with-rescoring"].reference == PLAIN
+    proposing = set(plain) - set(found["with-dense_candidates"].changes)
+    assert proposing == {"model.item_head_weight", *ranked}
     assert "tokenizer.text.weight" not in plain  # something must be left
     assert "with-text_vectors" not in found
     configs = {name: variant_config(recipe, each) for name, each in found.items()}  # all of them are valid

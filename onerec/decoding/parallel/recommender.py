@@ -60,6 +60,11 @@ class ParallelRecommender(OneRecRecommender):
                 "bfloat16. Evaluate and bundle the model with one of these."
             )
         self.processes = processes
+        if recommender.dense_candidates:
+            raise ConfigError(
+                f"decoding.dense_candidates: found {recommender.dense_candidates} for several processes, expected 0: "
+                "none has the vectors of all items. Evaluate and bundle the model with 0."
+            )
         model = SharedOneRec(recommender.model, processes)
         super().__init__(  # a model for decoding has its precision already
             model,
