@@ -1,4 +1,4 @@
-"""The smallest run of the whole path: its config, and `train.main` on one."""
+"""The smallest run of the whole path: its config, `train.main` on one, and what it leaves."""
 
 from pathlib import Path
 from typing import Any
@@ -39,3 +39,12 @@ def run_stage(config: Path, runs: Path, *overrides: str, stage: str = "all") -> 
     """The exit status of `train.main`, with overrides as `--set` takes them."""
     changes = [part for override in overrides for part in ("--set", override)]
     return train.main(["--config", str(config), "--runs", str(runs), "--stage", stage, *changes])
+
+
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of change of every file, which writing it again would alter."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

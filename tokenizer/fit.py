@@ -11,8 +11,8 @@ from tokenizer.artifacts import atomic_folder, write_json, write_manifest
 from tokenizer.behaviour.front import BehaviourFront, FrontReport, fit_front
 from tokenizer.behaviour.tokens import ItemTokens, item_tokens
 from tokenizer.collaborative import collaborative_vectors
-from tokenizer.collisions import resolve_collisions
-from tokenizer.config import PieceSettings, TokenizerSettings
+from tokenizer.collisions import Resolution, resolve_collisions
+from tokenizer.config import CollisionSettings, PieceSettings, TokenizerSettings
 from tokenizer.encoders import given_vectors, text_vectors
 from tokenizer.errors import DataError
 from tokenizer.fusion import Fusion, Source
@@ -89,13 +89,7 @@ def fit_tokenizer(
     quantizer, codes_NL = fit_quantizer(vectors_ND, settings.quantizer, settings.seed)
     report = describe(codes_NL, quantizer, vectors_ND, settings, count_unknown(sources))
     _refuse_collapse(report, settings, folder)
-    resolution = resolve_collisions(
-        codes_NL,
-        quantizer.codebooks,
-        lambda rows: quantizer.latents(vectors_ND[rows]),
-        popularity_N,
-        settings.collisions,
-    )
+    resolution = _resolve(codes_NL, quantizer, vectors_ND, popularity_N, settings.collisions)
     table = SemanticIdTable(resolution.codes_NL, resolution.codes_per_level, item_ids, resolution.bucket_rank_N)
     report = report.after_resolution(resolution).model_copy(update={"behaviour": front_report})
     pieces = fit_pieces(table, popularity_N, settings.pieces)
@@ -218,4 +212,17 @@ def _refuse_collapse(report: Report, settings: TokenizerSettings, folder: Path) 
         f"tokenizer: the codes fail their thresholds: {'; '.join(broken)}. See {failed / 'report.html'}; change "
         "tokenizer.quantizer (fewer codes_per_level for a small catalogue, more evening_fills), the vectors, or the "
         "thresholds in tokenizer.report."
+    )
+
+
+def _resolve(
+    codes_NL: np.ndarray,
+    quantizer: ResidualQuantizer,
+    vectors_ND: np.ndarray,
+    popularity_N: np.ndarray,
+    settings: CollisionSettings,
+) -> Resolution:
+    """The codes after the collision policy, by the latents of the vectors that were quantised."""
+    return resolve_collisions(
+        codes_NL, quantizer.codebooks, lambda rows: quantizer.latents(vectors_ND[rows]), popularity_N, settings
     )

@@ -14,11 +14,12 @@ device and in every batch.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from onerec.decoding.continuations import best_continuations
 from onerec.decoding.trie import Exclusions, Trie
@@ -53,6 +54,13 @@ class BeamResult:
 
     items_BK: Tensor  # int64 item indices, -1 where a request has fewer allowed items
     scores_BK: Tensor  # float32 log-probabilities, -inf beside -1
+
+    @classmethod
+    def of(cls, items_BW: Tensor, scores_BW: Tensor, k: int) -> Self:
+        """The first `k` of each request, filled up where there are fewer."""
+        missing = max(0, k - items_BW.size(1))
+        items_BK = F.pad(items_BW[:, :k], (0, missing), value=-1)
+        return cls(items_BK, F.pad(scores_BW[:, :k], (0, missing), value=float("-inf")))
 
 
 @dataclass(frozen=True)
@@ -150,14 +158,8 @@ def advance_beams(
 
 
 def collect_items(beams: Beams, trie: Trie, k: int) -> BeamResult:
-    shape = (len(beams.nodes_BW), k)
-    items_BK = torch.full(shape, -1, dtype=torch.int64, device=beams.nodes_BW.device)
-    scores_BK = torch.full(shape, float("-inf"), device=beams.nodes_BW.device)
-    num_found = min(k, beams.nodes_BW.shape[1])
-    ranks_BV = beams.nodes_BW[:, :num_found]
-    items_BK[:, :num_found] = trie.items_of(ranks_BV).masked_fill_(~beams.alive_BW[:, :num_found], -1)
-    scores_BK[:, :num_found] = beams.scores_BW[:, :num_found]
-    return BeamResult(items_BK=items_BK, scores_BK=scores_BK)
+    items_BW = trie.items_of(beams.nodes_BW[:, :k]).masked_fill_(~beams.alive_BW[:, :k], -1)
+    return BeamResult.of(items_BW, beams.scores_BW[:, :k], k)
 
 
 def check_list_length(k: int, num_beams: int) -> None:

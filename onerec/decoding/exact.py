@@ -16,6 +16,7 @@ from torch import Tensor
 
 from onerec.decoding.beam import (
     BatchContext,
+    Beams,
     CodeModel,
     advance_beams,
     beam_search,
@@ -23,7 +24,7 @@ from onerec.decoding.beam import (
     find_exclusions,
     start_beams,
 )
-from onerec.decoding.trie import Trie
+from onerec.decoding.trie import Exclusions, Trie
 from onerec.errors import ConfigError
 
 
@@ -66,19 +67,28 @@ def exact_search(
     guess = beam_search(model, context, trie, num_beams, k, excluded)
     floor_B = guess.scores_BK[:, -1] - rounding  # -inf, so no floor, where fewer than k items are allowed
     exclusions = find_exclusions(trie, excluded, context.num_requests)
+    widest = max(1, max_prefixes // context.num_requests)
+    leaves, num_read_B = _keep_all_above(floor_B, model, context, trie, exclusions, widest)
+    found = collect_items(leaves, trie, k)
+    guessed_B = _count_expansions(num_beams, trie, context.num_requests).to(floor_B.device)
+    return ExactResult(found.items_BK, found.scores_BK, guessed_B + num_read_B)
+
+
+def _keep_all_above(
+    floor_B: Tensor, model: CodeModel, context: BatchContext, trie: Trie, exclusions: Exclusions | None, widest: int
+) -> tuple[Beams, Tensor]:
+    """The second descent: every leaf at or above the floor, and how many prefixes were read on the way (B,)."""
     cache = model.new_cache()
     beams, codes_BW = start_beams(context.num_requests, exclusions, trie), None
-    num_expansions_B = _count_expansions(num_beams, trie, context.num_requests).to(floor_B.device)
-    widest = max(1, max_prefixes // context.num_requests)
+    num_read_B = torch.zeros_like(floor_B, dtype=torch.int64)
     for level in range(trie.num_levels):
-        num_expansions_B += beams.alive_BW.sum(dim=1)
+        num_read_B += beams.alive_BW.sum(dim=1)
         log_probs_BWK = model.decode_step(codes_BW, level, context, cache)
         beams, codes_BW, parents_BW = advance_beams(beams, log_probs_BWK, trie, level, widest + 1, exclusions, floor_B)
         if level < trie.num_levels - 1:
             _check_width(beams.nodes_BW.size(1), widest, level)
             cache.reorder(parents_BW)
-    found = collect_items(beams, trie, k)
-    return ExactResult(found.items_BK, found.scores_BK, num_expansions_B)
+    return beams, num_read_B
 
 
 def _count_expansions(num_beams: int, trie: Trie, num_requests: int) -> Tensor:

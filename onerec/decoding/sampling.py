@@ -20,6 +20,7 @@ departs so: the root's Gumbel value is 0 instead of drawn, for the order of samp
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,22 +86,12 @@ def sample_items(
         raise ConfigError("excluded: found items to exclude from unconstrained samples. Sample with the trie.")
     check_catalogue(model, trie)
     exclusions = find_exclusions(trie, excluded, context.num_requests)
-    cache = model.new_cache()
-    prefixes = _root(context.num_requests, trie)
-    draws_BG = torch.zeros(context.num_requests, num_samples, dtype=torch.int64, device=trie.item_of_rank.device)
-    codes_BW = None
+    cache, prefixes = model.new_cache(), _root(context.num_requests, trie)
     for level in range(trie.num_levels):
-        steps_BWK = model.decode_step(codes_BW, level, context, cache)
-        check_numbers(steps_BWK, level)
-        if constrained:
-            choices = _allowed_children(trie, level, prefixes, exclusions)
-        else:
-            choices = _every_code(prefixes, steps_BWK)
-        prefixes = _draw_level(prefixes, choices, steps_BWK, draws_BG, temperature, top_p, generator)
-        codes_BW = prefixes.codes_BWL[..., -1]
-        if not constrained:
-            prefixes = _descend(trie, level, prefixes)
-        draws_BG = torch.arange(num_samples, device=draws_BG.device).expand_as(draws_BG)
+        steps_BWK = _read_prefixes(model, prefixes, level, context, cache)
+        choices = _allowed(trie, level, prefixes, exclusions) if constrained else _every_code(prefixes, steps_BWK)
+        drawn = _draw_level(prefixes, choices, steps_BWK, num_samples, temperature, top_p, generator)
+        prefixes = drawn if constrained else _descend(trie, level, drawn)
     return _collect(prefixes, trie, num_samples)
 
 
@@ -126,19 +117,16 @@ def sample_distinct_items(
     _check_arguments(num_samples, temperature, top_p=1.0)
     check_catalogue(model, trie)
     exclusions = find_exclusions(trie, excluded, context.num_requests)
-    cache = model.new_cache()
-    prefixes, codes_BW = _root(context.num_requests, trie), None
+    cache, prefixes = model.new_cache(), _root(context.num_requests, trie)
     perturbed_BW = prefixes.log_probs_BW.double()
     for level in range(trie.num_levels):
-        steps_BWK = model.decode_step(codes_BW, level, context, cache)
-        check_numbers(steps_BWK, level)
-        choices = _allowed_children(trie, level, prefixes, exclusions)
+        steps_BWK = _read_prefixes(model, prefixes, level, context, cache)
+        choices = _allowed(trie, level, prefixes, exclusions)
         log_probs_BC, plain_BC = _extended(prefixes, choices, steps_BWK, temperature)
         perturbed_BC = _perturb(log_probs_BC, perturbed_BW, choices, generator)
         perturbed_BW, chosen_BW = perturbed_BC.topk(min(num_samples, perturbed_BC.size(1)), dim=1)
         parents_BW = choices.slots_BC.gather(1, chosen_BW)
         prefixes = _chosen_prefixes(prefixes, choices, log_probs_BC, plain_BC, chosen_BW)
-        codes_BW = prefixes.codes_BWL[..., -1]
         if level < trie.num_levels - 1:
             cache.reorder(parents_BW)
     return _collect(prefixes, trie, num_samples)
@@ -172,7 +160,16 @@ def _root(num_requests: int, trie: Trie) -> _Prefixes:
     return _Prefixes(nodes_B1, zeros_B1 == 0, zeros_B1, zeros_B1, nodes_B1[..., None][..., :0])
 
 
-def _allowed_children(trie: Trie, level: int, prefixes: _Prefixes, exclusions: Exclusions | None) -> Candidates:
+def _read_prefixes(model: CodeModel, prefixes: _Prefixes, level: int, context: BatchContext, cache: Any) -> Tensor:
+    """The model's log-probabilities (B, W, K) of the codes that may come next."""
+    codes_BW = prefixes.codes_BWL[..., -1] if level else None
+    steps_BWK = model.decode_step(codes_BW, level, context, cache)
+    check_numbers(steps_BWK, level)
+    return steps_BWK
+
+
+def _allowed(trie: Trie, level: int, prefixes: _Prefixes, exclusions: Exclusions | None) -> Candidates:
+    """The children in the trie as choices of every prefix."""
     children = trie.children(level, prefixes.nodes_BW, prefixes.alive_BW)
     if exclusions is None or (dead_BC := exclusions.contains(level, children.nodes_BC)) is None:
         return children
@@ -205,23 +202,25 @@ def _draw_level(
     prefixes: _Prefixes,
     choices: Candidates,
     steps_BWK: Tensor,
-    draws_BG: Tensor,
+    num_samples: int,
     temperature: float,
     top_p: float,
     generator: torch.Generator,
 ) -> _Prefixes:
-    """One choice for every draw, among those of the slot that `draws_BG` names, by inverting the distribution."""
+    """One choice for every sample, among those of the root or then of its own prefix, by inverting the distribution."""
+    num_slots, device = steps_BWK.size(1), steps_BWK.device
+    draws_BG = torch.arange(num_samples, device=device).clamp(max=num_slots - 1).expand(len(steps_BWK), -1)
     log_probs_BC, plain_BC = _extended(prefixes, choices, steps_BWK, temperature)
     own_BC = log_probs_BC - prefixes.log_probs_BW.gather(1, choices.slots_BC)
     probs_BC = own_BC.masked_fill(log_probs_BC.isneginf(), float("-inf")).double().exp()
-    starts_BW, ends_BW = _slot_ranges(choices, steps_BWK.size(1))
+    starts_BW, ends_BW = _slot_ranges(choices, num_slots)
     if top_p < 1:
         probs_BC = _nucleus(probs_BC, choices.slots_BC, starts_BW, top_p)
     running = torch.nn.functional.pad(probs_BC.cumsum(dim=1), (1, 0))
     low_BG = running.gather(1, starts_BW).gather(1, draws_BG)
     high_BG = running.gather(1, ends_BW).gather(1, draws_BG)
     # Single-precision uniforms stay clear of 1, so that a threshold in double precision stays below its slot's end.
-    uniform_BG = torch.rand(draws_BG.shape, generator=generator, device=draws_BG.device).double()
+    uniform_BG = torch.rand(draws_BG.shape, generator=generator, device=device).double()
     thresholds_BG = low_BG + uniform_BG * (high_BG - low_BG)
     chosen_BG = torch.searchsorted(running[:, 1:].contiguous(), thresholds_BG, right=True)
     dead_BG = high_BG <= low_BG

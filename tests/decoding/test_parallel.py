@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from onerec.data.pathway_settings import CategorySpec, PathwaySettings, PathwaySpec
 from onerec.decoding.new_items import NewItemSlots
 from onerec.decoding.parallel.blocks import check_divisible, order_rows
 from onerec.decoding.parallel.processes import Processes
@@ -28,6 +30,14 @@ CODES_NL = GENERATOR.permutation(np.concatenate([CODES_NL, CODES_NL[:10]]))  # t
 RANKS_N = np.array([(CODES_NL[:item] == codes_L).all(axis=1).sum() for item, codes_L in enumerate(CODES_NL)])
 HISTORIES = [GENERATOR.integers(0, NUM_ITEMS, length) for length in (3, 0, 6, 1, 20, 6)]
 SHAPE = {"d_model": 16, "d_ff": 32, "num_heads": 4, "max_history_items": 6}
+PATHWAYS = PathwaySpec(
+    settings=PathwaySettings.model_validate(
+        {"short_term": {"features": ["kind"]}, "lifelong": {"features": [], "max_representatives": 4, "num_queries": 3}}
+    ),
+    categories=(CategorySpec(name="kind", num_own=2, num_shared=3),),
+    vector_width=2,
+).model_dump(mode="json")
+READ_WHOLE = {"encoder.pathways.item_keys_NF", "encoder.pathways.vectors_NV"}  # by every process, of any item
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -44,15 +54,23 @@ CASES: dict[str, dict[str, Any]] = {
     "lazy, shared keys": {"context": "lazy", "num_kv_heads": 1, "prefix_vectors": True},
     "lazy, own values": {"context": "lazy", "num_kv_heads": 2, "separate_values": True, "repeat_bias": True},
     "hstu": {"context_block": "hstu", "item_embedding": False, "prefix_vectors": True},
+    "pathways": {"pathways": PATHWAYS},
 }
 ALL_CASES = [*((case, "whole") for case in CASES), ("all terms", "filtered"), ("all terms", "changed")]
+
+
+def make_model(options: dict[str, Any]) -> OneRec:
+    return OneRec(OneRecConfig(codes_per_level=SIZES, num_items=NUM_ITEMS, **SHAPE, **options)).eval()
 
 
 def make_recommender(case: str, tree: str = "whole") -> OneRecRecommender:
     """The same in every process."""
     torch.manual_seed(0)
-    model = OneRec(OneRecConfig(codes_per_level=SIZES, num_items=NUM_ITEMS, **SHAPE, **CASES[case])).eval()
+    model = make_model(CASES[case])
     model.set_codes(CODES_NL, "hash")
+    if model.encoder.pathways is not None:
+        model.encoder.pathways.item_keys_NF.copy_(torch.arange(NUM_ITEMS)[:, None] % 7)
+        model.encoder.pathways.vectors_NV.normal_()
     if model.config.num_pieces:
         model.set_pieces(np.arange(2 * NUM_ITEMS) % 9, np.arange(0, 2 * NUM_ITEMS + 1, 2))
     with torch.no_grad():
@@ -93,20 +111,26 @@ def sizes(recommender: OneRecRecommender) -> dict[str, int]:
     }
 
 
+def tables_of_items(model: OneRec) -> list[str]:
+    """Names of the parameters and buffers that have a row for each item of the catalogue."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return [name for name, tensor in tensors.items() if tensor.shape[:1] == (NUM_ITEMS,)]
+
+
 def decode_together(folder: Path) -> None:
     """One of the processes: the leader writes what was answered, each what it holds."""
     processes = Processes.join()
-    held, answers = {}, {}
+    held, whole, answers = {}, {}, {}
     for case, tree in ALL_CASES:
         shared = ParallelRecommender(make_recommender(case, tree), processes)
-        held[f"{case}, {tree}"] = sizes(shared)
+        held[f"{case}, {tree}"], whole[case] = sizes(shared), tables_of_items(shared.model)
         if processes.is_leader:
             parts = answer(shared)
             answers |= {f"{case}, {tree}, {number}": part for number, part in enumerate(parts)}
             processes.tell(None)
         else:
             shared.follow()
-    (folder / f"{processes.rank}.json").write_text(json.dumps(held))
+    (folder / f"{processes.rank}.json").write_text(json.dumps({"held": held, "whole": whole}))
     if processes.is_leader:
         np.savez(folder / "answers.npz", **answers)
     processes.leave()
@@ -136,7 +160,7 @@ def test_new_items_have_their_places_though_one_process_holds_them_all(together:
 @pytest.mark.parametrize("case", CASES)
 def test_each_process_holds_its_share_alone(together: Path, case: str) -> None:
     whole = sizes(make_recommender(case))
-    shares = [json.loads((together / f"{rank}.json").read_text())[f"{case}, whole"] for rank in range(2)]
+    shares = [json.loads((together / f"{rank}.json").read_text())["held"][f"{case}, whole"] for rank in range(2)]
     for name, size in whole.items():
         held = [share[name] for share in shares]
         if name == "prefixes 0":
@@ -148,6 +172,20 @@ def test_each_process_holds_its_share_alone(together: Path, case: str) -> None:
         else:
             assert sum(held) == size
             assert max(held) < 0.6 * max(size, 1)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_table_of_items_stays_whole(together: Path, case: str) -> None:
+    for rank in range(2):
+        assert set(json.loads((together / f"{rank}.json").read_text())["whole"][case]) <= READ_WHOLE
+
+
+def test_every_table_of_items_is_in_some_case() -> None:
+    off = [field for field in fields(OneRecConfig) if field.name in OneRecConfig.__annotations__ and field.default == 0]
+    everything = make_model({field.name: type(field.default)(1) for field in off} | {"pathways": PATHWAYS})
+    seen = {name for options in CASES.values() for name in tables_of_items(make_model(options))}
+    assert seen > READ_WHOLE
+    assert set(tables_of_items(everything)) <= seen  # an option that brings a new table takes a case above
 
 
 def test_rows_of_each_part_become_neighbours() -> None:
@@ -187,6 +225,10 @@ def test_what_is_done_by_one_process_alone_is_refused() -> None:
     recommender = make_recommender("plain")
     recommender.precision = "int8"
     with pytest.raises(ConfigError, match="found int8 for several processes"):
+        ParallelRecommender(recommender, pair)
+    recommender = make_recommender("plain")
+    recommender.dense_candidates = 5
+    with pytest.raises(ConfigError, match="dense_candidates: found 5 for several processes"):
         ParallelRecommender(recommender, pair)
     recommender = make_recommender("plain")
     recommender.model.decoder.compiled = True

@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onerec.decoding.beam import BeamResult, Beams, Watch, check_catalogue, check_list_length, find_exclusions
+from onerec.decoding.beam import (
+    BeamResult,
+    Beams,
+    Watch,
+    check_catalogue,
+    check_list_length,
+    find_exclusions,
+    start_beams,
+)
 from onerec.decoding.continuations import Continuations, best_continuations, keep_best
 from onerec.decoding.parallel.model import SharedOneRec
 from onerec.decoding.trie import Exclusions, Trie
@@ -62,9 +70,7 @@ def search_together(
         if level < model.config.num_levels - 1:
             cache.reorder(best.slots_BV)
     items_BW = model.share.processes.sum(subtree.items(beams)).masked_fill_(~beams.alive_BW, -1)
-    missing = max(0, k - items_BW.size(1))
-    items_BK = F.pad(items_BW[:, :k], (0, missing), value=-1)
-    return BeamResult(items_BK, F.pad(beams.scores_BW[:, :k], (0, missing), value=float("-inf")))
+    return BeamResult.of(items_BW, beams.scores_BW, k)
 
 
 @dataclass(frozen=True)
@@ -92,11 +98,10 @@ class Subtree:
 
     def root(self, newest_BD: Tensor) -> Beams:
         """One empty prefix a request, dead where nothing of this part is allowed."""
+        if self.trie is not None:
+            return start_beams(len(newest_BD), self.exclusions, self.trie)
         zeros_B1 = torch.zeros_like(newest_BD[:, :1], dtype=torch.float32)
-        alive_B1 = torch.full_like(zeros_B1, self.trie is not None, dtype=torch.bool)
-        if self.trie is not None and self.exclusions is not None:
-            alive_B1 = (self.exclusions.num_excluded_B < self.trie.num_items)[:, None]
-        return Beams(zeros_B1.long(), zeros_B1, alive_B1)
+        return Beams(zeros_B1.long(), zeros_B1, zeros_B1.bool())
 
     def own(self, beams: Beams, level: int) -> tuple[Beams, Tensor]:
         """The beams of `level` codes that are this part's, by its own numbers, and their slots (B, O)."""
