@@ -65,6 +65,7 @@ INGREDIENTS = (
     Ingredient("item_start", {"model.item_start": 0.0}, needs=("item_rows",)),
     Ingredient("item_head", {"model.item_head_weight": 0.0}),
     Ingredient("id_head", {"model.id_head_width": 0}, needs=("item_head",)),
+    Ingredient("second_id_head", {"model.num_id_heads": 1, "model.id_head_start": 0.0}, needs=("item_head", "id_head")),
     Ingredient("item_distillation", {"model.item_distillation": 0.0}, needs=("item_head",)),
     Ingredient("path_sampling", {"model.path_sampling": 0.0}, needs=("item_head",)),
     Ingredient("rescoring", {"decoding.rescoring": 0.0}, needs=("item_head",)),

@@ -1,4 +1,4 @@
-"""A second opinion on what beam search found: that of the item head, and of the head over ids where there is one.
+"""Further opinions on what beam search found: that of the item head, and of heads over ids where there are some.
 
 A head ranks all items at once by one vector each, the decoder one code after another; what they know together is more
 than any of them does (measured on Amazon-2014 Beauty). The score of a found item becomes the log-probability of its
@@ -59,9 +59,8 @@ def rescore(found: BeamResult, model: OneRec, context: Context, vectors_NE: Item
     missing_BW, items_BW = found.items_BK < 0, found.items_BK.clamp(min=0)
     seen_BW = _seen(items_BW, context)
     opinions = [model.item_head.score(context.newest_BD, vectors_NE[items_BW], seen_BW)]
-    if model.id_head is not None:
-        assert context.id_state_BE is not None
-        opinions.append(model.id_head.score(context.id_state_BE, items_BW, seen_BW))
+    for head, states_BE in zip(model.id_heads, context.id_states, strict=True):
+        opinions.append(head.score(states_BE, items_BW, seen_BW))
     scores_BW = found.scores_BK
     for logits_BW in opinions:
         scores_BW = scores_BW + weight * logits_BW.masked_fill(missing_BW, float("-inf")).log_softmax(dim=1)
@@ -76,9 +75,9 @@ def opinions_of_all(model: OneRec, context: Context, vectors_NE: Tensor) -> Tens
     assert model.item_head is not None
     columns_BS, seen_BS = _seen_columns(context)
     logits_BN: Tensor = model.item_head(context.newest_BD, vectors_NE, columns_BS, seen_BS)
-    if model.id_head is not None:
-        items_N = torch.arange(len(vectors_NE), device=vectors_NE.device)
-        logits_BN = logits_BN + model.id_head(context.id_state_BE, items_N, columns_BS, seen_BS)
+    items_N = torch.arange(len(vectors_NE), device=vectors_NE.device)
+    for head, states_BE in zip(model.id_heads, context.id_states, strict=True):
+        logits_BN = logits_BN + head(states_BE, items_N, columns_BS, seen_BS)
     return logits_BN
 
 

@@ -78,7 +78,8 @@ class OneRecConfig(PreTrainedConfig):
     item_head_weight: float = (
         0.0  # in the loss, of a softmax over item vectors on the context's states; 0: no such head
     )
-    id_head_width: int = 0  # of a second item head, over ids alone; 0: none
+    id_head_width: int = 0  # of further item heads, over ids alone; 0: none
+    num_id_heads: int = 1  # of that width
     id_head_dropout: float = 0.5  # share of its activations dropped in training
     item_distillation: float = 0.0  # share of each code's target taken from the item head's distribution
     path_sampling: float = 0.0  # share of targets whose codes are those of an item that the item head drew

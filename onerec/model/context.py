@@ -45,7 +45,7 @@ class Context:
     values: tuple[Tensor, ...]
     visible_B11S: Tensor | None  # None: every position is real
     catalogue: Catalogue
-    id_state_BE: Tensor | None = None  # of the id head, where the model has one
+    id_states: tuple[Tensor, ...] = ()  # one (B, E) an id head
 
     @property
     def num_requests(self) -> int:

@@ -18,8 +18,9 @@ def forward_flops(config: OneRecConfig, num_positions: int, num_targets: int, me
     attended = mean_context + (_list_tokens(config) + 1) / 2
     heads = sum(_code_head(config, level) for level in range(config.num_levels))
     item_head = config.embedding_dim * (config.d_model + config.num_items) if config.item_head_weight else 0
+    id_head = config.id_head_width * config.num_items
     per_list = _list_tokens(config) * _decoder_position(config, attended) + _bos(config)
-    per_target = per_list / max(config.session_items, 1) + heads + item_head + config.id_head_width * config.num_items
+    per_target = per_list / max(config.session_items, 1) + heads + item_head + config.num_id_heads * id_head
     per_position = _context_position(config, mean_context) + _id_position(config, mean_context)
     return 2.0 * (num_positions * per_position + num_targets * per_target)
 
@@ -55,8 +56,9 @@ def _context_position(config: OneRecConfig, mean_context: float) -> float:
 
 
 def _id_position(config: OneRecConfig, mean_context: float) -> float:
-    """Multiply-adds of one history position in the id head's blocks of six square matrices each."""
-    return SasRecShape.num_blocks * (6 * config.id_head_width**2 + 2 * config.id_head_width * mean_context)
+    """Multiply-adds of one history position in the id heads' blocks of six square matrices each."""
+    block = 6 * config.id_head_width**2 + 2 * config.id_head_width * mean_context
+    return config.num_id_heads * SasRecShape.num_blocks * block
 
 
 def _decoder_position(config: OneRecConfig, num_attended: float) -> float:

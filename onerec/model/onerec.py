@@ -6,9 +6,10 @@ Departures from the report:
 2. With a causal or a lazy context every history position is a target in one pass; the report trains one a sample.
 3. By option, BOS carries the newest context state, and codes' logits look up the items below them (`prefixes`) and
    those that the history holds (`repeats`). What decoding reads of the catalogue follows its branching.
-4. An auxiliary softmax over all items may train the context beside the codes, and one over item ids alone with an
-   encoder of its own (`id_head`); both may be teachers of soft targets to the code heads, and have a say in the order
-   of what a search has found (`onerec.decoding.rescoring`). The loss with its further options is in `target_loss`.
+4. An auxiliary softmax over all items may train the context beside the codes, and further ones over item ids alone,
+   each with an encoder of its own (`id_heads`); all may be teachers of soft targets to the code heads, and have a say
+   in the order of what a search has found (`onerec.decoding.rescoring`) and in what else is ranked
+   (`onerec.decoding.dense_candidates`). The loss with its further options is in `target_loss`.
 
 Shapes: B batch, S context positions (the start and the history items; in arguments the items alone), P targets a row,
 M targets in all, T decoder tokens, L levels, K codes of a level, V flat vocabulary, W beams, D width.
@@ -33,7 +34,7 @@ from onerec.model.distillation import CodeTeacher
 from onerec.model.features import ZeroLinear
 from onerec.model.hashed_embedding import ValueTable
 from onerec.model.heads import Catalogue, CodeHeads, ItemHead
-from onerec.model.id_head import IdHead
+from onerec.model.id_heads import IdHeads
 from onerec.model.initialisation import initialise
 from onerec.model.layers import visible_up_to
 from onerec.model.lists import ListDecoder, ListPass
@@ -61,7 +62,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
         self.decoder = ListDecoder(config) if config.session_items else Decoder(config)
         self.code_heads = CodeHeads(config)
         self.item_head = ItemHead(config) if config.item_head_weight else None
-        self.id_head = IdHead(config) if config.id_head_width else None
+        self.id_heads = IdHeads(config)
         self.teacher_heads = TeacherHeads(config) if config.teacher_weight else None
         self._teacher: CodeTeacher | None = None
         self._tree: PrefixTree | None = None
@@ -168,8 +169,8 @@ class OneRec(PreTrainedModel, GenerationMixin):
         if prefix_vectors is None:
             prefix_vectors = self.pool_prefix_vectors()
         catalogue = self._catalogue(items_BS, mask_BS, prefix_vectors)
-        id_state_BE = None if self.id_head is None else self.id_head.newest_state(items_BS, lengths_B)
-        return Context(states_BSD, newest_BD, keys, values, visible, catalogue, id_state_BE)
+        id_states = tuple(head.newest_state(items_BS, lengths_B) for head in self.id_heads)
+        return Context(states_BSD, newest_BD, keys, values, visible, catalogue, id_states)
 
     def states_before(
         self, states_BSD: Tensor, mask_BS: Tensor, num_targets: int, pathways: dict[str, Tensor] | None

@@ -71,7 +71,14 @@ class ModelSettings(Settings):
     )
     item_head_weight: float = Field(1.0, ge=0, description="loss weight of the auxiliary softmax over items; 0: none")
     id_head_width: int = Field(
-        0, ge=0, description="width of a second item head, a SASRec over item ids alone (64); 0: none"
+        0, ge=0, description="width of further item heads, each a SASRec over item ids alone (64); 0: none"
+    )
+    num_id_heads: PositiveInt = Field(1, description="heads of that width, which differ in what they start from")
+    id_head_start: float = Field(
+        0.0,
+        ge=0,
+        description="root mean square at which the items of the second one and those after it start as the tokenizer's "
+        "vectors; 0: at random, as those of the first",
     )
     id_head_dropout: float = Field(0.5, ge=0, lt=1, description="share of its activations dropped in training")
     item_distillation: float = Field(
@@ -120,11 +127,21 @@ class ModelSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _id_head_is_a_second_one(self) -> "ModelSettings":
+    def _id_heads_have_a_place(self) -> "ModelSettings":
         if self.id_head_width and (not self.item_head_weight or self.context == "lazy" or self.session_items):
             raise ValueError(
                 f"id_head_width: found {self.id_head_width}, expected 0 without an item head, with a lazy context and "
                 "with session_items; set it to 0, or item_head_weight above 0 beside another context of single items"
+            )
+        if self.num_id_heads > 1 and not self.id_head_width:
+            raise ValueError(
+                f"num_id_heads: found {self.num_id_heads} beside id_head_width 0, which leaves none; give the width of "
+                "each (64), or leave num_id_heads out"
+            )
+        if self.id_head_start and self.num_id_heads == 1:
+            raise ValueError(
+                f"id_head_start: found {self.id_head_start} with one id head, whose items start at random; set it to "
+                "0, or num_id_heads to 2"
             )
         return self
 

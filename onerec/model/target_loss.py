@@ -36,7 +36,7 @@ class OneRecOutput(Seq2SeqLMOutput):
 
     level_losses_L: Tensor | None = None  # mean cross-entropy of each level
     item_loss: Tensor | None = None  # mean cross-entropy of the auxiliary item head
-    id_loss: Tensor | None = None  # the same of the head over item ids alone
+    id_loss: Tensor | None = None  # the same of the heads over item ids alone, added up
     prefix_loss: Tensor | None = None  # the auxiliary terms of training
     teacher_loss: Tensor | None = None
     adversarial_loss: Tensor | None = None
@@ -79,12 +79,11 @@ class TargetPass:
         return self.model.states_before(self.states_BSD, self.mask_BS, num_targets, self.pathways)
 
     @cached_property
-    def id_states(self) -> Tensor:
-        """The id head's state (M, E) before each target."""
-        assert self.model.id_head is not None
-        mask_BS = self.mask_BS[:, -1 - self.items_BS.size(1) :]
-        states_BSE = self.model.id_head.states(self.items_BS, mask_BS[:, 1:].sum(dim=1))
-        return states_before_targets(states_BSE, mask_BS, self.target_items_BP.size(1))[self.has_target]
+    def id_states(self) -> list[Tensor]:
+        """Each id head's state (M, E) before each target."""
+        mask_BS, num_targets = self.mask_BS[:, -1 - self.items_BS.size(1) :], self.target_items_BP.size(1)
+        states = [head.states(self.items_BS, mask_BS[:, 1:].sum(dim=1)) for head in self.model.id_heads]
+        return [states_before_targets(states_BSE, mask_BS, num_targets)[self.has_target] for states_BSE in states]
 
     @cached_property
     def item_vectors(self) -> Tensor:
@@ -188,9 +187,9 @@ def target_loss(batch: TargetPass, teach: Teach | None = None) -> OneRecOutput:
     if item_losses:
         outputs.item_loss = item_losses[0]
         outputs.loss = outputs.loss + config.item_head_weight * outputs.item_loss
-    if model.id_head is not None:
-        outputs.id_loss = item_losses[1]
-        outputs.loss = outputs.loss + outputs.id_loss  # without a weight: it trains nothing but its own head
+    if model.id_heads:
+        outputs.id_loss = torch.stack(item_losses[1:]).sum()
+        outputs.loss = outputs.loss + outputs.id_loss  # without a weight: each trains nothing but its own head
     if model.teacher_heads is not None and teach is not None:
         outputs.teacher_loss = batch.mean(model.teacher_heads(hidden_MLD, teach(paths_BP)))
         outputs.loss = outputs.loss + config.teacher_weight * outputs.teacher_loss
@@ -203,7 +202,7 @@ def target_loss(batch: TargetPass, teach: Teach | None = None) -> OneRecOutput:
 
 
 def item_head_losses(batch: TargetPass, head: ItemHead, states_MD: Tensor) -> tuple[list[Tensor], Lesson | None]:
-    """Losses of the item head and, where there is one, of the head over ids; in training what they teach the codes."""
+    """Losses of the item head and of the heads over ids; in training what all together teach the codes."""
     config = batch.model.config
     items_N = torch.arange(config.num_items, device=states_MD.device)
     (columns_MS, seen_MS), targets_M, teacher = batch.history, batch.items, None
@@ -213,11 +212,10 @@ def item_head_losses(batch: TargetPass, head: ItemHead, states_MD: Tensor) -> tu
     vectors_NE = batch.item_vectors if teacher is None else batch.item_vectors[items_N]
     losses_M, probs_MN = softmax_losses(head(states_MD, vectors_NE, columns_MS, seen_MS), targets_M)
     losses = [batch.mean(losses_M)]
-    if batch.model.id_head is not None:
-        logits_MN = batch.model.id_head(batch.id_states, items_N, columns_MS, seen_MS)
-        losses_M, id_probs_MN = softmax_losses(logits_MN, targets_M)
+    for id_head, states_ME in zip(batch.model.id_heads, batch.id_states, strict=True):
+        losses_M, id_probs_MN = softmax_losses(id_head(states_ME, items_N, columns_MS, seen_MS), targets_M)
         losses.append(batch.mean(losses_M))
-        probs_MN = torch.lerp(probs_MN, id_probs_MN, 0.5)
+        probs_MN = torch.lerp(probs_MN, id_probs_MN, 1 / len(losses))  # the mean of the heads so far
     return losses, None if teacher is None else teacher.lesson(probs_MN)
 
 

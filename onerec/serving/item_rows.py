@@ -47,8 +47,8 @@ def with_items(model: OneRec, table: SemanticIdTable, items: pl.DataFrame, assig
         extended.set_codes(table.codes_NL, table.content_hash)
         if embedding.items is not None:
             embedding.items = _append_means(embedding.items, len(codes_ML))
-        if extended.id_head is not None:
-            extended.id_head.network.items = _append_means(extended.id_head.network.items, len(codes_ML))
+        for head in extended.id_heads:
+            head.network.items = _append_means(head.network.items, len(codes_ML))
         if embedding.pieces is not None:
             pieces = None if assigner is None else assigner.pieces
             new_ML = _piece_rows(codes_ML, pieces, extended.config.num_pieces)

@@ -20,7 +20,7 @@ from onerec.model.onerec import OneRec
 from onerec.training.settings import TrainingSettings
 
 _ADAM_BETA1 = 0.9
-_ID_HEAD = "id_head."
+_ID_HEADS = "id_heads."
 
 
 def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
@@ -128,9 +128,9 @@ def _own_gradient(_module: nn.Module, _inputs: object, vectors: Tensor) -> None:
 
 
 def _adamw(parameters: dict[str, nn.Parameter], settings: TrainingSettings) -> torch.optim.AdamW:
-    """Norms and biases are not decayed; the id head has a learning rate of its own."""
-    ids = [p for name, p in parameters.items() if name.startswith(_ID_HEAD)]
-    others = [p for name, p in parameters.items() if not name.startswith(_ID_HEAD)]
+    """Norms and biases are not decayed; id heads have a learning rate of their own."""
+    ids = [p for name, p in parameters.items() if name.startswith(_ID_HEADS)]
+    others = [p for name, p in parameters.items() if not name.startswith(_ID_HEADS)]
     groups = _decay_groups(others, settings.learning_rate, settings.weight_decay)
     if ids:
         groups += _decay_groups(ids, settings.id_head_learning_rate, settings.weight_decay)
@@ -167,7 +167,7 @@ def _muon(matrices: list[nn.Parameter], settings: TrainingSettings) -> torch.opt
 
 
 def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    inner = ".blocks." in name and ".router." not in name and not name.startswith(_ID_HEAD)
+    inner = ".blocks." in name and ".router." not in name and not name.startswith(_ID_HEADS)
     return inner and parameter.dim() >= 2
 
 

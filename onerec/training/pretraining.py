@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 from transformers.trainer_utils import set_seed
 
 from kernels.denormals import flushed_denormals
@@ -167,17 +168,17 @@ def build_model(
         item_pieces = fitted.pieces.encode(table.codes_NL)
         model.set_pieces(item_pieces.pieces_P, item_pieces.offsets)
     if settings.item_start:
-        _start_items(model, fitted.item_vectors_NV, settings.item_start, seed)
+        _start_items("item_start", model.encoder.embedding.items, fitted, settings.item_start, seed)
+    for number, head in enumerate(model.id_heads):
+        if number and settings.id_head_start:
+            _start_items("id_head_start", head.network.items, fitted, settings.id_head_start, seed + number)
     return model
 
 
-def _start_items(model: OneRec, item_vectors_NV: np.ndarray | None, size: float, seed: int) -> None:
-    table = model.encoder.embedding.items
-    if item_vectors_NV is None or table is None:
-        raise ArtifactError(
-            "model.item_start: found no item vectors to start from. Give the tokenizer's, or set it to 0."
-        )
-    start_items(table, item_vectors_NV, size, seed)
+def _start_items(key: str, table: nn.Embedding | None, fitted: Fitted, size: float, seed: int) -> None:
+    if fitted.item_vectors_NV is None or table is None:
+        raise ArtifactError(f"model.{key}: found no item vectors to start from. Give the tokenizer's, or set it to 0.")
+    start_items(table, fitted.item_vectors_NV, size, seed)
 
 
 def training_windows(

@@ -13,7 +13,7 @@ from onerec.model.target_loss import OneRecOutput
 # Part of the output -> its name in the log, for those terms of the loss that not every model has.
 _TERMS = {
     "item_loss": "loss_item_head",
-    "id_loss": "loss_id_head",
+    "id_loss": "loss_id_heads",
     "prefix_loss": "loss_prefix",
     "teacher_loss": "loss_teacher",
     "adversarial_loss": "loss_adversarial",

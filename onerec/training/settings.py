@@ -29,7 +29,7 @@ class TrainingSettings(Settings):
     teacher: TeacherSettings | None = Field(None, description="a bigger model to learn from; None: from events alone")
     learning_rate: PositiveFloat = Field(1e-3, description="peak learning rate of AdamW and Muon")
     id_head_learning_rate: PositiveFloat = Field(
-        3e-3, description="the same of a head over item ids, which has so many steps to learn in as the rest"
+        3e-3, description="the same of heads over item ids, which have so many steps to learn in as the rest"
     )
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="of the rate after the warm-up")
     warmup_steps: int = Field(200, ge=0, description="steps of linear warm-up")

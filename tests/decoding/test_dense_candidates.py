@@ -23,6 +23,7 @@ from tests.decoding.test_rescoring import (
 )
 
 NUM_BEAMS, COUNT, WEIGHT, K = 4, 5, 0.7, 4
+IDS = {"id_head_width": 8}
 TREES = {
     "whole": Trie.from_table(CODES_NL, SIZES),
     "restricted": Trie.from_table(CODES_NL, SIZES).restrict(CODES_NL[:, 2] < 2),
@@ -41,9 +42,7 @@ def expected_items(model: OneRec, trie: Trie, history: np.ndarray, exclude_seen:
     excluded = [history] if exclude_seen else None
     scored = beam_search(model, context, everything, NUM_ITEMS, NUM_ITEMS)
     codes_N = torch.empty(NUM_ITEMS).scatter_(0, scored.items_BK[0], scored.scores_BK[0])
-    opinions = [opinions_of_all_items(model, history)]
-    if model.id_head is not None:
-        opinions.append(opinions_of_ids(model, history))
+    opinions = [opinions_of_all_items(model, history), *opinions_of_ids(model, history)]
     beams = beam_search(model, context, trie, NUM_BEAMS, NUM_BEAMS, excluded)
     found = [int(item) for item in beams.items_BK[0] if item >= 0]
     allowed = {item for item in range(NUM_ITEMS) if trie.ranks_of(torch.tensor([item]))[0] >= 0}
@@ -56,7 +55,7 @@ def expected_items(model: OneRec, trie: Trie, history: np.ndarray, exclude_seen:
 
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("exclude_seen", [False, True])
-@pytest.mark.parametrize("options", [{}, {"id_head_width": 8}, {"id_head_width": 8, "repeat_bias": True}])
+@pytest.mark.parametrize("options", [{}, {"num_id_heads": 2, **IDS}, {"repeat_bias": True, **IDS}])
 def test_the_order_is_that_of_all_opinions_of_found_and_missed(
     tree: str, exclude_seen: bool, options: dict[str, object]
 ) -> None:
@@ -71,7 +70,7 @@ def test_the_order_is_that_of_all_opinions_of_found_and_missed(
 
 @torch.inference_mode()
 def test_an_item_scores_what_a_beam_gives_it() -> None:
-    model, trie = make_model(id_head_width=8), TREES["whole"]
+    model, trie = make_model(**IDS), TREES["whole"]
     context = make_recommender(model, trie, 0).encode(HISTORIES)
     everything = beam_search(model, context, trie, NUM_ITEMS, NUM_ITEMS)
     torch.testing.assert_close(score_items(model, context, everything.items_BK), everything.scores_BK)
@@ -88,7 +87,7 @@ def test_more_candidates_than_items_are_left() -> None:
 
 
 def test_with_all_items_as_candidates_the_beams_do_not_matter() -> None:
-    model = make_model(id_head_width=8)
+    model = make_model(**IDS)
     narrow = make_recommender(model, TREES["whole"], NUM_ITEMS).recommend(HISTORIES, K, exclude_seen=True)
     context = make_recommender(model, TREES["whole"], NUM_ITEMS).encode(HISTORIES)
     exact, _ = make_recommender(model, TREES["whole"], NUM_ITEMS).search_exactly(context, K, HISTORIES)
@@ -99,7 +98,7 @@ def test_with_all_items_as_candidates_the_beams_do_not_matter() -> None:
 
 
 def test_places_for_new_items_are_kept() -> None:
-    model, slots = make_model(id_head_width=8), NewItemSlots(2, np.arange(NUM_ITEMS) < 30)
+    model, slots = make_model(**IDS), NewItemSlots(2, np.arange(NUM_ITEMS) < 30)
     ranking = make_recommender(model, TREES["whole"], COUNT, slots).recommend(HISTORIES, K, False)
     assert ((ranking.items_BK >= 30).sum(axis=1) >= 2).all()
 

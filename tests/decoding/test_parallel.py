@@ -103,7 +103,7 @@ def sizes(recommender: OneRecRecommender) -> dict[str, int]:
     return {
         "blocks": sum(weights.numel() for weights in matrices),
         "own vectors": 0 if embedding.items is None else len(embedding.items.weight),
-        "ids": 0 if model.id_head is None else len(model.id_head.network.items.weight),
+        "ids": sum(len(head.network.items.weight) for head in model.id_heads),
         "pieces": 0 if embedding.pieces is None else len(embedding.piece_rows_NL),
         "codes": len(model.encoder.code_rows_NL),
         "leaves": getattr(recommender, "subtree", recommender.trie).num_leaves,

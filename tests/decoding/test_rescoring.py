@@ -45,20 +45,21 @@ def opinions_of_all_items(model: OneRec, history: np.ndarray) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def opinions_of_ids(model: OneRec, history: np.ndarray) -> torch.Tensor:
-    """Logits (N,) of the head over ids; the items seen by their own bias."""
-    recent = torch.from_numpy(history[-model.config.max_history_items :].astype(np.int64))[None]
-    state_BE = model.id_head.newest_state(recent, torch.tensor([recent.shape[1]]))
-    logits_N = state_BE[0] @ model.id_head.network.items.weight.T
-    if model.id_head.repeats is not None:
-        logits_N[recent[0].unique()] += 10 * model.id_head.repeats.weight
-    return logits_N
+def opinions_of_ids(model: OneRec, history: np.ndarray) -> list[torch.Tensor]:
+    """Logits (N,) of each head over ids; the items seen by their own bias."""
+    recent, opinions = torch.from_numpy(history[-model.config.max_history_items :].astype(np.int64))[None], []
+    for head in model.id_heads:
+        state_BE = head.newest_state(recent, torch.tensor([recent.shape[1]]))
+        opinions.append(state_BE[0] @ head.network.items.weight.T)
+        if head.repeats is not None:
+            opinions[-1][recent[0].unique()] += 10 * head.repeats.weight
+    return opinions
 
 
 @pytest.mark.parametrize("repeat_bias", [True, False])
-@pytest.mark.parametrize("id_head_width", [0, 8])
-def test_scores_are_those_of_all_opinions(repeat_bias: bool, id_head_width: int) -> None:
-    model = make_model(repeat_bias=repeat_bias, id_head_width=id_head_width)
+@pytest.mark.parametrize("id_heads", [{}, {"id_head_width": 8}, {"id_head_width": 8, "num_id_heads": 2}])
+def test_scores_are_those_of_all_opinions(repeat_bias: bool, id_heads: dict[str, int]) -> None:
+    model = make_model(repeat_bias=repeat_bias, **id_heads)
     plain = make_recommender(model, 0.0).recommend(HISTORIES, NUM_BEAMS, exclude_seen=False)
     both = make_recommender(model, 0.7).recommend(HISTORIES, 4, exclude_seen=False)
     changed = 0
@@ -66,8 +67,8 @@ def test_scores_are_those_of_all_opinions(repeat_bias: bool, id_head_width: int)
         items_W = torch.from_numpy(plain.items_BK[row]).long()
         opinions_W = opinions_of_all_items(model, history)[items_W].log_softmax(0)
         expected_W = torch.from_numpy(plain.scores_BK[row]) + 0.7 * opinions_W
-        if id_head_width:
-            expected_W += 0.7 * opinions_of_ids(model, history)[items_W].log_softmax(0)
+        for opinions_N in opinions_of_ids(model, history):
+            expected_W += 0.7 * opinions_N[items_W].log_softmax(0)
         order_W = expected_W.argsort(descending=True)[:4]
         np.testing.assert_array_equal(both.items_BK[row], items_W[order_W])
         np.testing.assert_allclose(both.scores_BK[row], expected_W[order_W], rtol=1e-5)

@@ -24,6 +24,8 @@ from tokenizer.settings import build_settings, dump_yaml, read_yaml
         ({"bos_reads_context": True, "context": "lazy"}, "bos_reads_context: found with context lazy"),
         ({"id_head_width": 8, "item_head_weight": 0}, "id_head_width: found 8, expected 0 without an item head"),
         ({"id_head_width": 8, "session_items": 2}, "id_head_width: found 8, expected 0 .* with session_items"),
+        ({"num_id_heads": 2}, "num_id_heads: found 2 beside id_head_width 0"),
+        ({"id_head_width": 8, "id_head_start": 0.1}, "id_head_start: found 0.1 with one id head"),
         ({"item_start": 0.1, "item_embedding": False}, "item_start: found 0.1 with item_embedding false"),
         ({"prefix_rivals": 5}, "prefix_rivals: found 5 with prefix_loss_weight 0"),
         ({"adversarial_by_fit": True}, "adversarial_by_fit: found True with adversarial_weight 0"),

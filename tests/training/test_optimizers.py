@@ -57,8 +57,8 @@ def test_the_id_head_learns_at_a_rate_of_its_own_by_adamw(optimizer: str) -> Non
     give_gradients(model, seed=1)
     build_optimizer(model, settings).step()
     for name, parameter in model.named_parameters():
-        if optimizer == "adamw" or name.startswith("id_head."):  # whose first step is the rate, by the gradient's sign
-            rate = 0.3 if name.startswith("id_head.") else 0.1
+        if optimizer == "adamw" or name.startswith("id_heads."):  # whose first step is the rate, by the gradient's sign
+            rate = 0.3 if name.startswith("id_heads.") else 0.1
             torch.testing.assert_close(parameter, before[name] - rate * parameter.grad.sign(), rtol=1e-4, atol=1e-4)
 
 

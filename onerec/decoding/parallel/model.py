@@ -86,8 +86,8 @@ class SharedOneRec(OneRec):
         cut_blocks(self, processes)
         self.encoder.embedding = SharedItemEmbedding(self.encoder.embedding, self.share)
         self.encoder.code_rows_NL = self.encoder.code_rows_NL[own_M]
-        if self.id_head is not None:
-            self.id_head.network.items = SharedTable(self.id_head.network.items, self.share)
+        for head in self.id_heads:
+            head.network.items = SharedTable(head.network.items, self.share)
         self._tree = None
         for part in self.children():
             part.to(processes.device)

@@ -1,4 +1,4 @@
-"""A second item head that shares nothing with the rest of the model: SASRec over item ids alone.
+"""Item heads that share nothing with the rest of the model: each a SASRec over item ids alone.
 
 The item head reads the decoder's own context, and vectors that the codes are part of: what one gets wrong, the other
 does too. A small encoder with item vectors of its own errs elsewhere, so that their common opinion is better than
@@ -7,6 +7,9 @@ fraction of the context encoder, and a request reads the vectors of its own beam
 
 Shapes: B requests, S history length in items, M targets, N items, W items of a request, E width.
 """
+
+from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -47,3 +50,13 @@ class IdHead(nn.Module):
         """The same logits of a few items each state, seen ones marked (bool) -> (B, W) in float32."""
         logits_BW = torch.bmm(self.network.items(items_BW), states_BE[:, :, None])[:, :, 0].float()
         return logits_BW if self.repeats is None else logits_BW + self.repeats.term(seen_BW)
+
+
+class IdHeads(nn.ModuleList):
+    """As many of them as the configuration asks for."""
+
+    def __init__(self, config: OneRecConfig) -> None:
+        super().__init__(IdHead(config) for _ in range(config.num_id_heads if config.id_head_width else 0))
+
+    def __iter__(self) -> Iterator[IdHead]:
+        return cast(Iterator[IdHead], super().__iter__())
