@@ -11,8 +11,8 @@ from onerec.world.settings import WorldSettings
 from tests.tiny_run import run_stage, write_config
 
 CHANGES = """
-model: {id_head_width: 8, item_distillation: 0.5}
-decoding: {num_beams: 5, rescoring: 0.5}
+model: {id_head_width: 8, num_id_heads: 2, id_head_start: 0.1, item_distillation: 0.5}
+decoding: {num_beams: 5, rescoring: 0.5, dense_candidates: 3}
 baselines:
   sasrec: {width: 8, num_blocks: 1, epochs: 1}
   tiger: {num_layers: 1, width: 16, num_heads: 2, head_width: 8, feed_forward_width: 32, num_steps: 3, num_beams: 4}
