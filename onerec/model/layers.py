@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels.attention import attend
+from kernels.attention import attend, attend_within_rows
 from kernels.beam_attention import attend_beams
 from kernels.folded_attention import FoldedContext, fold_context, pays_to_fold
 from onerec.model.configuration import Activation, OneRecConfig
@@ -37,20 +37,13 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(config.d_model, 3 * inner, bias=False)
         self.output = nn.Linear(inner, config.d_model, bias=False)
 
-    def project(self, x_BQD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (B, H, Q, d)."""
-        queries, keys, values = self.query_key_value(x_BQD).chunk(3, dim=-1)
-        return (
-            split_heads(queries, self.num_heads),
-            split_heads(keys, self.num_heads),
-            split_heads(values, self.num_heads),
-        )
-
     def forward(self, x_BQD: Tensor, visible: Tensor | None = None, causal: bool = False) -> Tensor:
         """Attend within each row; `visible` (bool, broadcast to (B, H, Q, Q)) marks keys a query may see."""
-        queries, keys, values = self.project(x_BQD)
-        mixed = attend(queries, keys, values, visible, causal)
-        return self.output(merge_heads(mixed))
+        projected_BQJ = self.query_key_value(x_BQD)
+        if causal and visible is None:
+            return self.output(attend_within_rows(projected_BQJ, self.num_heads))
+        queries, keys, values = (split_heads(part, self.num_heads) for part in projected_BQJ.chunk(3, dim=-1))
+        return self.output(merge_heads(attend(queries, keys, values, visible, causal)))
 
 
 class CrossAttention(nn.Module):
