@@ -38,8 +38,8 @@ def attend_within_rows(projected: Tensor, num_heads: int) -> Tensor:
     few = size <= _FEW_TOKENS and projected.device.type == "cpu" and projected.requires_grad
     if few or _fused_kernel_is_slow(projected):
         return packed_attention(num_heads, torch.ones(size, size, dtype=torch.bool).tril(), projected)
-    parts = (part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in projected.chunk(3, dim=-1))
-    return attend(*parts, causal=True).transpose(1, 2).flatten(-2)
+    queries, keys, values = (part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in projected.chunk(3, dim=-1))
+    return attend(queries, keys, values, causal=True).transpose(1, 2).flatten(-2)
 
 
 def _fused_kernel_is_slow(queries: Tensor) -> bool:
