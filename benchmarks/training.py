@@ -11,22 +11,24 @@ of 64, feed-forward 1024, dropout 0.1, fused AdamW.
 
 Both are timed in float32 and, where the hardware multiplies bfloat16, under bfloat16 autocast, each against the other
 in the same precision; `ratio_vs_t5` is OneRec as `train.py` runs it by default against T5 as transformers does, in
-float32. Neither is timed while it starts up, validates or saves: OneRec not in the first of two epochs, in which every
-shape of batch asks the system for memory anew, and T5, whose batches are alike, not in its first two steps.
-`flops_utilisation` is OneRec's model FLOPs over the best rate of a 1024 x 1024 product of the same precision on the
-same machine.
+float32. They take turns: in the second half of OneRec's run a step of T5 of either precision comes after every few of
+its own, so that a machine that slows down slows all of them, and each figure is a median. Nothing is timed while it
+starts up, validates or saves; OneRec's first half, in which every shape of batch asks the system for memory anew, and
+the lines that a turn of T5 falls into do not count. `flops_utilisation` is OneRec's model FLOPs over the best rate of a
+1024 x 1024 product of the same precision on the same machine.
 """
 
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from benchmarks.figures import publish
 from kernels.memory import keep_freed_memory
@@ -42,7 +44,9 @@ from tokenizer.table import SemanticIdTable
 
 NUM_ITEMS = 12_101
 NUM_CODES = 256
-T5_WARMUP_STEPS = 2
+LOGGED_STEPS, TURN_STEPS = 2, 8  # of OneRec in a line of its log, and between two turns of T5
+MAX_TURNS = 100
+FLOAT32: Precision = "float32"
 # Users of Beauty by the length of their training history; the last entry stands for 31 to 202 events.
 BEAUTY_LENGTHS = {
     3: 7162, 4: 4221, 5: 2680, 6: 1811, 7: 1366, 8: 881, 9: 695, 10: 558, 11: 439, 12: 361, 13: 262, 14: 207, 15: 213,
@@ -71,13 +75,29 @@ class Sizes:
 
     num_users: int
     max_positions_per_step: int
-    logging_steps: int
-    t5_steps: int
     t5_batch_size: int
 
 
-FULL = Sizes(num_users=8_000, max_positions_per_step=2048, logging_steps=4, t5_steps=4, t5_batch_size=256)
-QUICK = Sizes(num_users=600, max_positions_per_step=512, logging_steps=2, t5_steps=1, t5_batch_size=32)
+FULL = Sizes(num_users=8_000, max_positions_per_step=2048, t5_batch_size=256)
+QUICK = Sizes(num_users=600, max_positions_per_step=512, t5_batch_size=32)
+
+
+class Turns(TrainerCallback):
+    """Calls something at every `TURN_STEPS`-th step of the second half of a training."""
+
+    def __init__(self, turn: Callable[[], object]) -> None:
+        self.turn = turn
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Before a step."""
+        if _steps_after_turn(state.global_step, state) == 0:
+            self.turn()
+
+
+def _steps_after_turn(step: int, state: TrainerState) -> int | None:
+    """Steps from the last turn to this one; None in the first half."""
+    half = state.max_steps // 2 // LOGGED_STEPS * LOGGED_STEPS
+    return None if step < half else (step - half) % TURN_STEPS
 
 
 def make_histories(num_users: int, seed: int = 0) -> Histories:
@@ -101,34 +121,36 @@ def make_table(seed: int = 0) -> SemanticIdTable:
     return SemanticIdTable.of_unique(np.column_stack([codes_NL, suffixes_N]), levels, map(str, range(NUM_ITEMS)))
 
 
-def measure_t5(histories: Histories, table: SemanticIdTable, sizes: Sizes, precision: Precision) -> float:
-    """Targets a second of T5, after the steps that are not timed."""
-    torch.manual_seed(0)
+def train_t5(histories: Histories, table: SemanticIdTable, sizes: Sizes, precision: Precision) -> Iterator[float]:
+    """Train T5, a step at a time: targets a second of each."""
     samples = PrefixSamples(histories, table, TIGER_SHAPE.max_history_items)
     model = build_t5(samples.codes, TIGER_SHAPE).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=TIGER_SHAPE.learning_rate, fused=True)
-    started = 0.0
-    for step, rows in enumerate(samples.batches(sizes.t5_batch_size, T5_WARMUP_STEPS + sizes.t5_steps, seed=0)):
-        if step == T5_WARMUP_STEPS:
-            started = time.perf_counter()
+    for rows in samples.batches(sizes.t5_batch_size, MAX_TURNS, seed=0):
+        started = time.perf_counter()
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             loss = model(**samples.collate(rows)).loss
         loss.backward()
         optimizer.step()
-    return sizes.t5_steps * sizes.t5_batch_size / (time.perf_counter() - started)
+        yield sizes.t5_batch_size / (time.perf_counter() - started)
 
 
-def measure_onerec(
-    settings: ModelSettings, histories: Histories, table: SemanticIdTable, sizes: Sizes, precision: Precision
+def train_onerec(
+    settings: ModelSettings,
+    histories: Histories,
+    table: SemanticIdTable,
+    sizes: Sizes,
+    precision: Precision,
+    turn: Callable[[], object],
 ) -> dict[str, float]:
-    """Targets a second and FLOPs utilisation by the trainer's own log: the median of the second epoch's lines."""
+    """Train OneRec, with turns of something else in between: targets a second and FLOPs utilisation by its own log."""
     model = build_model(settings, table)
     training = TrainingSettings(
         epochs=2,
         evaluate_every_epochs=2,
         max_positions_per_step=sizes.max_positions_per_step,
-        logging_steps=sizes.logging_steps,
+        logging_steps=LOGGED_STEPS,
         warmup_steps=0,
         precision=precision,
     )
@@ -142,24 +164,36 @@ def measure_onerec(
             validate=lambda _: {training.selection_metric: 0.0},
             on_best=lambda _model, _step: None,
         )
+        trainer.add_callback(Turns(turn))
         trainer.train()
     lines = [line for line in trainer.state.log_history if "targets_per_s" in line]
-    lines = lines[len(lines) // 2 :]
-    return {key: float(np.median([line[key] for line in lines])) for key in ("targets_per_s", "flops_utilisation")}
+    # A line that ends so many steps after a turn began before it, and holds its time.
+    counted = [
+        line for line in lines if _steps_after_turn(int(line["step"]), trainer.state) not in (None, LOGGED_STEPS)
+    ]
+    return {key: float(np.median([line[key] for line in counted])) for key in ("targets_per_s", "flops_utilisation")}
 
 
 def measure_precision(
     histories: Histories, table: SemanticIdTable, sizes: Sizes, precision: Precision
 ) -> dict[str, float]:
-    """Time OneRec and T5 one after the other in one precision."""
-    onerec = measure_onerec(ONEREC_SHAPE, histories, table, sizes, precision)
-    t5_targets_per_s = measure_t5(histories, table, sizes, precision)
+    """Time OneRec in one precision, in turns with T5 in the same and in float32."""
+    rivals = {each: train_t5(histories, table, sizes, each) for each in sorted({precision, FLOAT32})}
+    rates: dict[Precision, list[float]] = {rival: [next(steps)] for rival, steps in rivals.items()}
+
+    def turn() -> None:
+        for rival, steps in rivals.items():
+            rates[rival].append(next(steps))
+
+    onerec = train_onerec(ONEREC_SHAPE, histories, table, sizes, precision, turn)
     whole = ONEREC_SHAPE.model_copy(update={"item_embedding": True, "item_head_weight": 1.0})
-    with_item_head = measure_onerec(whole, histories, table, sizes, precision)
+    with_item_head = train_onerec(whole, histories, table, sizes, precision, turn=lambda: None)
+    t5_targets_per_s = {rival: float(np.median(found[1:])) for rival, found in rates.items()}  # the first starts up
     return {
         "targets_per_s": round(onerec["targets_per_s"], 1),
-        "t5_targets_per_s": round(t5_targets_per_s, 2),
-        "ratio_vs_t5": round(onerec["targets_per_s"] / t5_targets_per_s, 1),
+        "t5_targets_per_s": round(t5_targets_per_s[precision], 2),
+        "ratio_vs_t5": round(onerec["targets_per_s"] / t5_targets_per_s[precision], 1),
+        "ratio_vs_float32_t5": round(onerec["targets_per_s"] / t5_targets_per_s[FLOAT32], 1),
         "matmul_peak_gflops": round(measure_matmul_gflops(dtype=getattr(torch, precision)), 1),
         "flops_utilisation": round(onerec["flops_utilisation"], 4),
         "targets_per_s_with_item_head": round(with_item_head["targets_per_s"], 1),
@@ -171,19 +205,17 @@ def measure(sizes: Sizes) -> dict[str, Any]:
     torch.set_flush_denormal(True)
     histories, table = make_histories(sizes.num_users), make_table()
     default = choose_precision("auto")
-    precisions: set[Precision] = {"float32", default}
+    precisions: set[Precision] = {FLOAT32, default}
+    torch.manual_seed(0)
     figures = {precision: measure_precision(histories, table, sizes, precision) for precision in sorted(precisions)}
-    ratio = figures[default]["targets_per_s"] / figures["float32"]["t5_targets_per_s"]
-    return {"ratio_vs_t5": round(ratio, 1), "default_precision": default} | figures
+    return {"ratio_vs_t5": figures[default]["ratio_vs_float32_t5"], "default_precision": default} | figures
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer users, smaller batches, one step of T5: under a minute"
-    )
+    parser.add_argument("--quick", action="store_true", help="fewer users and smaller batches: about a minute")
     arguments = parser.parse_args(argv)
     keep_freed_memory()
     sizes = QUICK if arguments.quick else FULL
