@@ -167,10 +167,8 @@ def train_onerec(
         trainer.add_callback(Turns(turn))
         trainer.train()
     lines = [line for line in trainer.state.log_history if "targets_per_s" in line]
-    # A line that ends so many steps after a turn began before it, and holds its time.
-    counted = [
-        line for line in lines if _steps_after_turn(int(line["step"]), trainer.state) not in (None, LOGGED_STEPS)
-    ]
+    # One that began in the first half does not count, nor one that began with a turn, whose time it holds.
+    counted = [line for line in lines if _steps_after_turn(int(line["step"]) - LOGGED_STEPS, trainer.state)]
     return {key: float(np.median([line[key] for line in counted])) for key in ("targets_per_s", "flops_utilisation")}
 
 

@@ -137,7 +137,8 @@ class OneRecRecommender:
     ) -> tuple[Ranking, np.ndarray]:
         """Return the provably best `k` items of each request, and how many prefixes were read for it (B,).
 
-        With rescoring, what is proved best by its codes are the `num_beams` items whose order the item head then says.
+        With rescoring, what is proved best by its codes are the `num_beams` items whose order the heads then say, and
+        which their candidates join.
 
         Raises:
             ConfigError: too many prefixes could hold one of them; or as `search`.

@@ -22,7 +22,7 @@ from onerec.model.onerec import OneRec
 
 
 def check_rescoring(config: OneRecConfig, weight: float, dense_candidates: int = 0) -> None:
-    """Refuse a weight for the item head where the model has none that has read the context.
+    """Refuse a weight for the item head where none has read the context, and candidates where there is no weight.
 
     Raises:
         ConfigError: no item head, or a lazy context, whose states have read nothing; candidates of heads without a
@@ -75,9 +75,8 @@ def opinions_of_all(model: OneRec, context: Context, vectors_NE: Tensor) -> Tens
     assert model.item_head is not None
     columns_BS, seen_BS = _seen_columns(context)
     logits_BN: Tensor = model.item_head(context.newest_BD, vectors_NE, columns_BS, seen_BS)
-    items_N = torch.arange(len(vectors_NE), device=vectors_NE.device)
     for head, states_BE in zip(model.id_heads, context.id_states, strict=True):
-        logits_BN = logits_BN + head(states_BE, items_N, columns_BS, seen_BS)
+        logits_BN = logits_BN + head(states_BE, None, columns_BS, seen_BS)
     return logits_BN
 
 

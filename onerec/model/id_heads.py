@@ -41,9 +41,10 @@ class IdHead(nn.Module):
         """The state (B, E) after the whole of each history."""
         return self.states(items_BS, lengths_B)[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B]
 
-    def forward(self, states_ME: Tensor, items_N: Tensor, columns_MS: Tensor, seen_MS: Tensor) -> Tensor:
-        """States, item indices, and the columns of the items seen -> logits (M, N) in float32, a column an item."""
-        logits_MN = torch.matmul(states_ME, self.network.items(items_N).T).float()
+    def forward(self, states_ME: Tensor, items_N: Tensor | None, columns_MS: Tensor, seen_MS: Tensor) -> Tensor:
+        """States, item indices (None: all in order), and the columns of the items seen -> logits (M, N) in float32."""
+        vectors_NE = self.network.items.weight if items_N is None else self.network.items(items_N)
+        logits_MN = torch.matmul(states_ME, vectors_NE.T).float()
         return logits_MN if self.repeats is None else self.repeats(logits_MN, columns_MS, seen_MS)
 
     def score(self, states_BE: Tensor, items_BW: Tensor, seen_BW: Tensor) -> Tensor:
