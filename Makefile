@@ -2,7 +2,8 @@
 #   PYTHON       interpreter that makes the environment (3.11 to 3.13)
 #   TORCH_INDEX  package index for torch alone, where the default one would bring another build than you want
 #   EXTRAS       groups of pyproject.toml installed beside the core
-#   SET          benchmark tables of `make results`: names under $$ONEREC_DATA or folders
+#   SET          benchmark tables of `make results`: names under $$ONEREC_DATA or folders; configs/tables/NAME.yaml, where
+#                there is one, tells how such a table is read and split
 #   SEEDS        further seeds of `make results` beside 0
 #   BUNDLE       folder that `make serve` serves
 PYTHON ?= python3
@@ -56,7 +57,8 @@ align: $(INSTALLED) ## tune the demo's model with rewards, in runs/demo/align
 results: $(INSTALLED) ## train and evaluate the recipe on tables (SET="NAME_OR_FOLDER …", SEEDS="1 2"), keep and print results/
 	set -e; for set in $(SET); do run=$$(basename $$set); runs=; for seed in 0 $(SEEDS); do \
 		name=$$run; test $$seed = 0 || name=$$run-$$seed; runs="$$runs runs/$$name"; \
-		$(BIN)/python train.py --config configs/recipe.yaml \
+		config=configs/tables/$$run.yaml; test -f $$config || config=configs/recipe.yaml; \
+		$(BIN)/python train.py --config $$config \
 			--set data.path=$$set --set name=$$name --set seed=$$seed; \
 	done; $(BIN)/python -m onerec.evaluation $$runs --out results/$$run; cp runs/$$run/config.yaml results/$$run/; done
 	$(BIN)/python -m onerec.evaluation.record results

@@ -10,6 +10,7 @@ import train
 from onerec.data.prepared import PreparedData
 from onerec.data.sources import recbole_wheel
 from tests.tiny_run import write_config
+from tokenizer.settings import load_settings
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -58,3 +59,20 @@ def test_two_processes_fall_back_together(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert run.stderr.count("tiny.yaml in its place") == 2
     assert (tmp_path / "tiny" / "report" / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_valid(config: Path) -> None:
+    load_settings(train.TrainConfig, config)
+
+
+@pytest.mark.parametrize("config", sorted((CONFIGS / "tables").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_table_changes_how_it_is_read_and_nothing_of_the_recipe(config: Path) -> None:
+    recipe, table = (load_settings(train.TrainConfig, path) for path in (CONFIGS / "recipe.yaml", config))
+    assert str(table.data.path) == config.stem
+    assert table.training == recipe.training
+    assert table.decoding == recipe.decoding
+    latest_items = {"max_history_items": table.model.max_history_items}
+    assert table.model == recipe.model.model_copy(update=latest_items)
+    for rival in ("sasrec", "sasrec_sampled"):
+        assert getattr(table.baselines, rival) == getattr(recipe.baselines, rival).model_copy(update=latest_items)

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 from tokenizer.settings import Settings
 
 MAX_CODE_SPACE = 2**62  # semantic IDs are packed into one int64 key
+_CELLS_PER_ITEM = 7  # of the first two levels at most, where the catalogue's size decides
+_LEAST_AUTO_EXPONENT, _LARGEST_AUTO_EXPONENT = 4, 13  # 16 to 8192 codes a level; the report has 8192
 
 
 class TextSettings(Settings):
@@ -196,7 +198,9 @@ class QuantizerSettings(Settings):
     kind: Literal["rq_kmeans", "balanced", "rq_vae"] = Field(
         default="rq_kmeans", description="OneRec report's RQ-KMeans, OneRec v1's balanced k-means, or TIGER's RQ-VAE"
     )
-    codes_per_level: list[int] = Field(default=[256, 256, 256], min_length=1, description="K of every level")
+    codes_per_level: list[int] | Literal["auto"] = Field(
+        default=[256, 256, 256], description="K of every level; auto: three levels, as large as the catalogue fills"
+    )
     iterations: int = Field(default=25, ge=1, description="Lloyd iterations a level (k-means kinds)")
     evening_fills: int = Field(
         default=2,
@@ -211,11 +215,24 @@ class QuantizerSettings(Settings):
 
     @model_validator(mode="after")
     def _levels_fit(self) -> "QuantizerSettings":
-        if min(self.codes_per_level) < 2:
-            raise ValueError("every level of codes_per_level needs at least 2 codes")
+        if isinstance(self.codes_per_level, str):
+            return self
+        if not self.codes_per_level or min(self.codes_per_level) < 2:
+            raise ValueError("codes_per_level needs at least one level, and every level at least 2 codes")
         if math.prod(self.codes_per_level) > MAX_CODE_SPACE:
             raise ValueError(f"the product of codes_per_level must not exceed {MAX_CODE_SPACE}")
         return self
+
+    def sizes(self, num_items: int) -> list[int]:
+        """K of every level for a catalogue of so many items.
+
+        `auto` takes the largest power of two with which the first two levels have at most seven cells an item: with
+        more, hardly any two items share a prefix, and the third level has nothing left to tell apart.
+        """
+        if not isinstance(self.codes_per_level, str):
+            return self.codes_per_level
+        exponent = math.floor(math.log2(_CELLS_PER_ITEM * num_items) / 2)
+        return [2 ** min(max(exponent, _LEAST_AUTO_EXPONENT), _LARGEST_AUTO_EXPONENT)] * 3
 
 
 class CollisionSettings(Settings):

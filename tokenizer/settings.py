@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokenizer.errors import ConfigError, suggest_nearest
 
+BASE = "base"
+"""Key of a YAML file: the file that this one changes."""
+
 
 class Settings(BaseModel):
     """A frozen group of settings; keys it does not know are refused."""
@@ -45,7 +48,38 @@ def build_settings(settings: type[SettingsT], tree: dict[str, Any], origin: str)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file."""
+    """The mapping in a YAML file, laid over the file that its key `base` names (relative to its folder), if it has one.
+
+    Sections are merged key by key; any other value replaces the base's.
+
+    Raises:
+        ConfigError: an unreadable file, invalid YAML, no mapping, a base that is no path or leads back to the file.
+    """
+    return _read_over_base(path, ())
+
+
+def _read_over_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: its `base` leads back to itself. Take `base` out of one of these files.")
+    tree = _read_mapping(path)
+    base = tree.pop(BASE, None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: found {base!r}, expected the path of a YAML file.")
+    return _merge(_read_over_base(path.parent / base, (*above, path.resolve())), tree)
+
+
+def _merge(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    sections = {
+        key: _merge(base[key], value)
+        for key, value in tree.items()
+        if isinstance(value, dict) and isinstance(base.get(key), dict)
+    }
+    return base | tree | sections
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -130,6 +130,33 @@ def test_a_missing_file_is_named_and_an_empty_one_means_the_defaults(tmp_path: P
     assert load_settings(Training, write(tmp_path, "# nothing\n")) == Training()
 
 
+def test_a_file_is_laid_over_its_base_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "plain.yaml").write_text(
+        "epochs: 5\noptimizer: {learning_rate: 0.5}\nlabels: {a: x, b: y}\n", encoding="utf-8"
+    )
+    (tmp_path / "shared" / "wide.yaml").write_text(
+        "base: plain.yaml\noptimizer: {warmup_steps: 7}\nstages: [{}]\n", encoding="utf-8"
+    )
+    path = write(tmp_path, "base: shared/wide.yaml\nlabels: {b: z}\nstages: []\nfolder:\n")
+    assert load_settings(Training, path, ["epochs=6"]) == Training(
+        epochs=6, optimizer=Optimizer(learning_rate=0.5, warmup_steps=7), labels={"a": "x", "b": "z"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("nowhere.yaml", r"cannot read the config .*nowhere\.yaml"),
+        ("[a.yaml, b.yaml]", r"config\.yaml: base: found \['a\.yaml', 'b\.yaml'\], expected the path of a YAML file"),
+        ("config.yaml", r"config\.yaml: its `base` leads back to itself"),
+    ],
+)
+def test_a_base_that_cannot_be_one_is_refused(tmp_path: Path, base: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_settings(Training, write(tmp_path, f"base: {base}\nepochs: 3\n"))
+
+
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Training().epochs = 2  # type: ignore[misc]

@@ -27,7 +27,7 @@ def fit_balanced(
     """Codebooks, and the balanced codes of the fitted items, int32 (N, L)."""
     residual = torch.from_numpy(np.array(vectors_ND, dtype=np.float32))
     codebooks, codes = [], []
-    for level, num_codes in enumerate(settings.codes_per_level):
+    for level, num_codes in enumerate(settings.sizes(len(vectors_ND))):
         codebook = fit_kmeans(residual.numpy(), num_codes, settings.iterations, seed + level)
         iterations = tqdm(range(settings.iterations), desc=f"balanced level {level + 1}", leave=False)
         codes_N = fill_exactly(residual, codebook)

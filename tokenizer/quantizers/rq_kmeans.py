@@ -31,7 +31,7 @@ _EVENED_ROWS_PER_CODE = 64
 
 def fit_rq_kmeans(vectors_ND: np.ndarray, settings: QuantizerSettings, seed: int) -> ResidualQuantizer:
     """Codebooks fitted on float vectors (N, D), which may be memory-mapped."""
-    sizes = settings.codes_per_level
+    sizes = settings.sizes(len(vectors_ND))
     rows = sample_rows(len(vectors_ND), settings.train_rows_per_code * max(sizes), seed)
     residual = torch.from_numpy(np.array(vectors_ND[rows], dtype=np.float32))
     codebooks: list[torch.Tensor] = []

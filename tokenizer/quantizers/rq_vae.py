@@ -54,10 +54,11 @@ def fit_rq_vae(vectors_ND: np.ndarray, settings: QuantizerSettings, seed: int) -
 def _initial_codebooks(
     autoencoder: Autoencoder, vectors_ND: np.ndarray, settings: QuantizerSettings, seed: int
 ) -> list[torch.Tensor]:
-    rows = sample_rows(len(vectors_ND), settings.train_rows_per_code * max(settings.codes_per_level), seed)
+    sizes = settings.sizes(len(vectors_ND))
+    rows = sample_rows(len(vectors_ND), settings.train_rows_per_code * max(sizes), seed)
     residual = autoencoder.encode(torch.from_numpy(np.array(vectors_ND[rows], dtype=np.float32)))
     codebooks = []
-    for level, num_codes in enumerate(settings.codes_per_level):
+    for level, num_codes in enumerate(sizes):
         codebook = fit_kmeans(residual.numpy(), num_codes, settings.iterations, seed + level)
         residual = residual - codebook[nearest_codes(residual, codebook)]
         codebooks.append(codebook.requires_grad_())

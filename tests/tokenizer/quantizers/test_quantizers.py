@@ -50,6 +50,22 @@ def test_codes_carry_the_vectors(kind: str, vectors: np.ndarray) -> None:
     assert len(np.unique(codes[:, 0])) > 1
 
 
+@pytest.mark.parametrize(
+    ("num_items", "size"),
+    [(3, 16), (1_682, 64), (2_340, 64), (2_341, 128), (12_101, 256), (10**6, 2048), (10**8, 8192)],
+)
+def test_the_catalogue_decides_how_many_codes_a_level_has(num_items: int, size: int) -> None:
+    assert _settings(codes_per_level="auto").sizes(num_items) == [size] * 3
+    assert size in (16, 8192) or size**2 <= 7 * num_items < (2 * size) ** 2
+
+
+@pytest.mark.parametrize("kind", ["rq_kmeans", "balanced", "rq_vae"])
+def test_codebooks_have_the_size_that_the_catalogue_decides(kind: str, vectors: np.ndarray) -> None:
+    quantizer, codes = fit_quantizer(vectors, _settings(kind=kind, codes_per_level="auto"), seed=0)
+    assert quantizer.codes_per_level == (16, 16, 16)
+    assert codes.shape == (90, 3)
+
+
 def test_evened_kmeans_finds_separate_clusters(vectors: np.ndarray) -> None:
     _, codes = fit_quantizer(vectors, _settings(evening_fills=2), seed=0)
     kind_of_code = {(int(code), row % 6) for row, code in enumerate(codes[:, 0])}
