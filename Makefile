@@ -5,6 +5,7 @@
 #   SET          benchmark tables of `make results`: names under $$ONEREC_DATA or folders; configs/tables/NAME.yaml, where
 #                there is one, tells how such a table is read and split
 #   SEEDS        further seeds of `make results` beside 0
+#   PROCESSES    processes of `make demo`, `make align` and `make results`, started by torchrun where there are several
 #   BUNDLE       folder that `make serve` serves
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -12,10 +13,12 @@ TORCH_INDEX ?=
 EXTRAS ?= dev,serve,traces,deepspeed,rl
 SET ?= amazon14_beauty
 SEEDS ?=
+PROCESSES ?= 1
 BUNDLE ?= runs/demo/bundle
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
+LAUNCH := $(BIN)/$(if $(filter-out 1,$(PROCESSES)),torchrun --nproc-per-node $(PROCESSES),python)
 INSTALLED := .venv/.installed-$(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
@@ -44,7 +47,7 @@ lint: $(INSTALLED) ## check style and types
 	$(BIN)/mypy
 
 demo: $(INSTALLED) ## train, evaluate and bundle a model on the embedded data, in runs/demo
-	$(BIN)/python train.py --config configs/demo.yaml --fallback configs/demo-world.yaml
+	$(LAUNCH) train.py --config configs/demo.yaml --fallback configs/demo-world.yaml
 
 demo-smoke: $(INSTALLED) ## the same path in its smallest form, in runs/smoke
 	rm -rf runs/smoke
@@ -52,13 +55,13 @@ demo-smoke: $(INSTALLED) ## the same path in its smallest form, in runs/smoke
 	$(BIN)/python train.py --config configs/smoke.yaml --stage align
 
 align: $(INSTALLED) ## tune the demo's model with rewards, in runs/demo/align
-	$(BIN)/python train.py --config configs/demo.yaml --stage align
+	$(LAUNCH) train.py --config configs/demo.yaml --stage align
 
 results: $(INSTALLED) ## train and evaluate the recipe on tables (SET="NAME_OR_FOLDER …", SEEDS="1 2"), keep and print results/
 	set -e; for set in $(SET); do run=$$(basename $$set); runs=; for seed in 0 $(SEEDS); do \
 		name=$$run; test $$seed = 0 || name=$$run-$$seed; runs="$$runs runs/$$name"; \
 		config=configs/tables/$$run.yaml; test -f $$config || config=configs/recipe.yaml; \
-		$(BIN)/python train.py --config $$config \
+		$(LAUNCH) train.py --config $$config \
 			--set data.path=$$set --set name=$$name --set seed=$$seed; \
 	done; $(BIN)/python -m onerec.evaluation $$runs --out results/$$run; cp runs/$$run/config.yaml results/$$run/; done
 	$(BIN)/python -m onerec.evaluation.record results

@@ -3,15 +3,15 @@
     runs/<name>/  config.yaml  data/  tokenizer/  pretrain/  evaluations/<recommender>/  bundle/  report/
 
 A finished artefact of the same config is kept, so a run that was stopped goes on where it was; one that was made from
-other artefacts than the run holds now is refused. Under torchrun all processes train; every other stage is the main
-process's alone.
+other artefacts than the run holds now is refused. Under torchrun all processes train and evaluate; every other stage is
+the main process's alone.
 """
 
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from accelerate import PartialState
@@ -64,7 +64,7 @@ from tokenizer.settings import dump_yaml
 from tokenizer.table import SemanticIdTable
 
 STAGES = ("data", "tokenizer", "pretrain", "evaluate", "bundle", "report")
-_JOINT_STAGE = "pretrain"
+_JOINT_STAGES = ("pretrain", "evaluate")  # in which all processes work; before them, the main one for everyone
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ class Pipeline:
         chosen = STAGES if stage == "all" else (stage,)
         for place, name in enumerate(chosen):
             self.console.rule(f"[bold]{name}")
-            if name == _JOINT_STAGE:
+            if name in _JOINT_STAGES:
                 stages[name]()
-            elif _JOINT_STAGE in chosen[place:]:
+            elif set(_JOINT_STAGES) & set(chosen[place:]):
                 self.run_for_everyone(stages[name])
             elif self.processes.is_main_process:
                 stages[name]()
@@ -197,14 +197,21 @@ class Pipeline:
         )
 
     def evaluate(self) -> None:
-        """Evaluate the model and the baselines on validation and test, training those baselines that need it."""
-        self._evaluate_once("onerec", lambda: self.recommender(self.model), self._pretraining_minutes)
-        if self.config.data.sessions is not None:
+        """Evaluate the model and the baselines on validation and test, training those baselines that need it.
+
+        Processes share the model's targets among them; of the baselines each trains and evaluates its own.
+        """
+        processes = self.processes
+        self._evaluate_once("onerec", lambda: self.recommender(self.model), self._pretraining_minutes, processes)
+        if self.config.data.sessions is not None and processes.is_main_process:
             self._evaluate_lists(self.config.data.sessions)
         if self.config.decoding.rescoring:
-            self._evaluate_once(BEAM_ALONE, lambda: self._beam_alone(self.model), self._pretraining_minutes)
-        for name, fit in self._baselines().items():
-            self._evaluate_once(name, fit)
+            beam_alone = partial(self._beam_alone, self.model)
+            self._evaluate_once(BEAM_ALONE, beam_alone, self._pretraining_minutes, processes)
+        for place, (name, fit) in enumerate(self._baselines().items()):
+            if place % processes.num_processes == processes.process_index:
+                self._evaluate_once(name, fit)
+        processes.wait_for_everyone()
 
     def write_bundle(self) -> None:
         """Put together all that serving needs; a kept bundle is given the reward model that was trained since."""
@@ -274,7 +281,11 @@ class Pipeline:
         return baseline_fits(self.config, self.data, lambda: self.table)
 
     def _evaluate_once(
-        self, name: str, fit: Callable[[], Recommender], minutes: Callable[[], float] | None = None
+        self,
+        name: str,
+        fit: Callable[[], Recommender],
+        minutes: Callable[[], float] | None = None,
+        sharing: PartialState | None = None,
     ) -> None:
         if self.artefacts.exists(f"evaluations/{name}"):
             self._load_run(name)
@@ -283,12 +294,14 @@ class Pipeline:
         start = time.monotonic()
         recommender = fit()
         elapsed_minutes = (time.monotonic() - start) / 60 if minutes is None else minutes()
+        speaks = self.processes.is_main_process
         evaluations: dict[str, Evaluation] = {}
         for split in (Split.VALIDATION, Split.TEST):
-            evaluations |= evaluate(recommender, self.data, split, self.config.evaluation)
-        run = Run(self.config.seed, evaluations, elapsed_minutes, getattr(recommender, "num_parameters", 0))
-        inputs = self.artefacts.inputs(f"evaluations/{name}")
-        save_run(self._evaluation_folder(name), run, inputs, hash_settings(self.config))
+            evaluations |= evaluate(recommender, self.data, split, self.config.evaluation, speaks, sharing)
+        if sharing is None or sharing.is_main_process:
+            run = Run(self.config.seed, evaluations, elapsed_minutes, getattr(recommender, "num_parameters", 0))
+            inputs = self.artefacts.inputs(f"evaluations/{name}")
+            save_run(self._evaluation_folder(name), run, inputs, hash_settings(self.config))
 
     def _evaluate_lists(self, sessions: SessionSettings) -> None:
         """Whole lists against the held-out sessions, beside lists of single items."""

@@ -4,11 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import train
+from onerec.config import RunConfig
 from onerec.data.prepared import PreparedData
 from onerec.data.sources import recbole_wheel
+from onerec.evaluation.runs import load_run
+from onerec.pipeline import Pipeline
 from tests.tiny_run import write_config
 from tokenizer.settings import load_settings
 
@@ -51,14 +56,30 @@ def test_without_a_fallback_it_is_an_error(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.usefixtures("offline")
-def test_two_processes_fall_back_together(tmp_path: Path) -> None:
+def test_two_processes_fall_back_and_evaluate_together(tmp_path: Path) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
     configs = ["--config", str(CONFIGS / "demo.yaml"), "--fallback", str(write_config(tmp_path))]
-    command = [sys.executable, *launch, *configs, "--runs", str(tmp_path)]
+    command = [sys.executable, *launch, *configs, "--runs", str(tmp_path), "--set", "evaluation.batch_size=16"]
     run = subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stderr.count("tiny.yaml in its place") == 2
     assert (tmp_path / "tiny" / "report" / "metrics.json").is_file()
+    assert_one_process_evaluates_alike(tmp_path / "tiny")
+
+
+def assert_one_process_evaluates_alike(run: Path) -> None:
+    by_two = (run / "evaluations").rename(run / "evaluations-by-two")
+    pipeline = Pipeline.open(load_settings(RunConfig, run / "config.yaml"), run.parent)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each of two processes has
+    pipeline.run("evaluate")
+    torch.set_num_threads(num_threads)
+    assert {folder.name for folder in by_two.iterdir()} == {folder.name for folder in (run / "evaluations").iterdir()}
+    together, alone = (load_run(folder / "onerec").evaluations for folder in (by_two, run / "evaluations"))
+    for protocol, evaluation in alone.items():
+        np.testing.assert_array_equal(together[protocol].ranks_R, evaluation.ranks_R)
+        timeless = [each.to_dict() | {"seconds": 0} for each in (together[protocol], evaluation)]
+        assert timeless[0] == timeless[1]
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)

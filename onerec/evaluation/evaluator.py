@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from onerec.data.histories import Histories, Split
@@ -73,7 +75,7 @@ class Evaluation:
     empty_histories: int
     """Targets with nothing before them."""
     seconds: float
-    """Time spent inside the recommender."""
+    """Time spent inside the recommender, by all processes together."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the per-row arrays, ready for JSON."""
@@ -100,8 +102,12 @@ def evaluate(
     split: Split,
     settings: EvaluationSettings,
     show_progress: bool = True,
+    sharing: PartialState | None = None,
 ) -> dict[str, Evaluation]:
     """Rank the whole catalogue for every target of `split`, under each protocol of the settings.
+
+    Args:
+        sharing: processes that call this together; each takes every so-manieth batch, and all get the whole.
 
     Returns:
         Evaluations by protocol: `test` and `test_unseen`, or `validation` and `validation_unseen`.
@@ -118,7 +124,10 @@ def evaluate(
         exclude_seen = protocol == "seen_excluded"
         name = split.name.lower() + ("_unseen" if exclude_seen else "")
         tally = _Tally(counts_N, settings, exclude_seen)
-        _rank_targets(recommender, data.histories, targets, settings, tally, name if show_progress else None)
+        batches = _batches(len(targets.rows_R), settings.batch_size, sharing)
+        _rank_targets(recommender, data.histories, targets, settings, tally, batches, name if show_progress else None)
+        if sharing is not None and sharing.num_processes > 1:
+            tally = _joined(gather_object([tally]))
         evaluations[name] = _summarize(recommender.name, name, targets, tally, settings)
     return evaluations
 
@@ -193,14 +202,18 @@ class _Tally:
         self.exclude_seen = exclude_seen
         self.exposure_k = settings.exposure_k
         self.exposures_N = np.zeros(len(counts_N), dtype=np.int64)
-        self.ranks: list[np.ndarray] = []
+        self.ranks: dict[int, np.ndarray] = {}  # by first row of the batch
         self.places = self.filled = self.invalid = 0
         self.unreachable_targets = self.empty_histories = 0
         self.seconds = 0.0
 
-    def add(self, ranking: Ranking, histories: Sequence[np.ndarray], targets_B: np.ndarray) -> None:
+    def all_ranks(self) -> np.ndarray:
+        """Place of each row's target, in the order of rows. (R,)."""
+        return np.concatenate([self.ranks[start] for start in sorted(self.ranks)])
+
+    def add(self, start: int, ranking: Ranking, histories: Sequence[np.ndarray], targets_B: np.ndarray) -> None:
         items_BK, num_items = ranking.items_BK, len(self.counts_N)
-        self.ranks.append(metrics.ranks_of_targets(items_BK, targets_B))
+        self.ranks[start] = metrics.ranks_of_targets(items_BK, targets_B)
         filled, invalid = metrics.count_invalid(items_BK, num_items, histories, self.exclude_seen)
         self.places += items_BK.size
         self.filled += filled
@@ -227,31 +240,47 @@ class _Tally:
         return exposure
 
 
+def _joined(tallies: Sequence[_Tally]) -> _Tally:
+    """The first of the tallies with what the others hold."""
+    whole, *others = tallies
+    for other in others:
+        whole.ranks |= other.ranks
+        whole.exposures_N += other.exposures_N
+        for name in ("places", "filled", "invalid", "unreachable_targets", "empty_histories", "seconds"):
+            setattr(whole, name, getattr(whole, name) + getattr(other, name))
+    return whole
+
+
+def _batches(num_rows: int, batch_size: int, sharing: PartialState | None) -> list[slice]:
+    """This process's batches: the same as those of one process, dealt out in turn."""
+    batches = [slice(start, min(start + batch_size, num_rows)) for start in range(0, num_rows, batch_size)]
+    return batches if sharing is None else batches[sharing.process_index :: sharing.num_processes]
+
+
 def _rank_targets(
     recommender: Recommender,
     histories: Histories,
     targets: Targets,
     settings: EvaluationSettings,
     tally: _Tally,
+    batches: Sequence[slice],
     progress_name: str | None,
 ) -> None:
-    num_rows = len(targets.rows_R)
     progress = tqdm(
-        total=num_rows,
+        total=sum(batch.stop - batch.start for batch in batches),
         desc=f"evaluate {recommender.name} on {progress_name}",
         unit="user",
         disable=progress_name is None,
     )
     with progress:
-        for start in range(0, num_rows, settings.batch_size):
-            batch = slice(start, min(start + settings.batch_size, num_rows))
+        for batch in batches:
             befores = [histories.before(int(row)) for row in targets.rows_R[batch]]
             requests = requests_before(recommender, histories, targets.rows_R[batch])
             started = time.perf_counter()
             ranking = recommender.recommend(requests, settings.list_length, tally.exclude_seen)
             tally.seconds += time.perf_counter() - started
             _check_ranking(ranking, len(befores), settings.list_length, recommender.name)
-            tally.add(ranking, befores, targets.items_R[batch])
+            tally.add(batch.start, ranking, befores, targets.items_R[batch])
             progress.update(len(befores))
 
 
@@ -271,7 +300,7 @@ def _check_ranking(ranking: Ranking, num_rows: int, k: int, name: str) -> None:
 
 
 def _summarize(name: str, protocol: str, targets: Targets, tally: _Tally, settings: EvaluationSettings) -> Evaluation:
-    ranks_R = np.concatenate(tally.ranks)
+    ranks_R = tally.all_ranks()
     values_RM = metrics.metric_values(ranks_R, settings.ks)
     intervals = metrics.bootstrap_intervals(
         values_RM, targets.users_R, settings.bootstrap_samples, settings.confidence, settings.bootstrap_seed
