@@ -39,7 +39,9 @@ def test_each_ingredient_is_taken_away_with_what_needs_it_and_added_with_what_it
     assert found["no-prefix_vectors"].changes == {"model.prefix_vectors": False}
     taught = {"model.item_distillation", "model.path_sampling"}
     ranked = {"decoding.rescoring", "decoding.dense_candidates"}
-    assert set(found["no-item_head"].changes) == {"model.item_head_weight", "model.id_head_width", *ranked, *taught}
+    id_heads = {"model.id_head_width", "model.num_id_heads", "model.id_head_start"}
+    assert set(found["no-id_head"].changes) == id_heads
+    assert set(found["no-item_head"].changes) == {"model.item_head_weight", *id_heads, *ranked, *taught}
     assert set(found["no-rescoring"].changes) == ranked
     plain, added = found[PLAIN].changes, found["with-rescoring"].changes
     assert set(plain) - set(added) == {"model.item_head_weight", "decoding.rescoring"}
