@@ -7,26 +7,25 @@ it takes to be sure that no allowed one was left out. A step then costs what rea
 items there are. Both ways give the same beams, bit by bit.
 
 Shapes: B requests, W beams, V beams of the next level, K codes of a level, C candidates or probes of a request, n
-chunks of 32 scores.
+chunks of c scores.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from kernels.backends import Backend, takes_kernel
 from onerec.decoding.range_bits import RANGE_BITS
-from onerec.decoding.trie import Exclusions, Trie
+from onerec.decoding.trie import SPARSE_SHARE, Exclusions, Trie
 from onerec.errors import OneRecError
 
 _NODE_BITS = 32
 _DEAD_KEY = torch.iinfo(torch.int64).min  # below the key of any living candidate, even one of score -inf
-_LISTED_SHARE = 1 / 16  # of its codes that a prefix has on average; up to here listing them is the faster way
-_SPARE = 1.5  # probes that may follow for each beam that is wanted, were such codes no likelier than others
-_CHUNK = 32
-_ROUNDING = 1e-5  # by which two orders of adding up one score may differ, as a share of it
+_SPARE = 1.25  # probes that may follow for each beam that is wanted, were such codes no likelier than others
+_MOST_IN_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,12 @@ def best_continuations(
         OneRecError: a score is NaN.
         ImportError: a backend is asked for whose package is not installed.
     """
-    beams = _Beams(nodes_BW, alive_BW, scores_BW, logits_BWK, normalise)
     if floor_B is None and trie.changes is None and takes_kernel(backend, "triton", logits_BWK):
-        return _by_kernel(trie, level, beams, num_beams, exclusions)
-    if floor_B is None and _is_wide(trie, level, logits_BWK.size(2)):
+        beams = _Beams(nodes_BW, alive_BW, scores_BW, logits_BWK)
+        return _by_kernel(trie, level, beams, num_beams, exclusions, normalise)
+    steps_BWK = logits_BWK.float().log_softmax(dim=2) if normalise else logits_BWK
+    beams = _Beams(nodes_BW, alive_BW, scores_BW, steps_BWK)
+    if floor_B is None and _is_wide(trie, level):
         found = _probe(trie, level, beams, num_beams, exclusions)
         if found is not None:
             return found
@@ -100,45 +101,30 @@ class _Beams:
     nodes_BW: Tensor
     alive_BW: Tensor
     scores_BW: Tensor
-    logits_BWK: Tensor
-    normalise: bool
-
-    @cached_property
-    def totals(self) -> Tensor:
-        """Log of the summed exponentials (B, W)."""
-        return self.logits_BWK.float().logsumexp(dim=2)
+    steps_BWK: Tensor  # what each code adds to them
 
     def scores(self, slots_BC: Tensor, codes_BC: Tensor) -> Tensor:
         """Of continuations, in float32."""
-        flat_BC = slots_BC * self.logits_BWK.size(2) + codes_BC
-        steps_BC = self.logits_BWK.flatten(1).gather(1, flat_BC).float()
-        if self.normalise:
-            steps_BC = steps_BC - self.totals.gather(1, slots_BC)
+        flat_BC = slots_BC * self.steps_BWK.size(2) + codes_BC
+        steps_BC = self.steps_BWK.flatten(1).gather(1, flat_BC).float()
         return self.scores_BW.gather(1, slots_BC) + steps_BC
 
 
-def _is_wide(trie: Trie, level: int, num_codes: int) -> bool:
+def _is_wide(trie: Trie, level: int) -> bool:
     """Whether so many codes may follow many prefixes that probing is the faster way, and a code stands for one node."""
-    return (
-        level > 0
-        and _share(trie, level, num_codes) > _LISTED_SHARE
-        and (level < trie.num_levels - 1 or trie.has_unique_codes)
-    )
+    return level > 0 and trie.share(level) > SPARSE_SHARE and (level < trie.num_levels - 1 or trie.has_unique_codes)
 
 
-def _share(trie: Trie, level: int, num_codes: int) -> float:
-    """Codes that may follow a prefix, on average, among all."""
-    return trie.num_nodes(level) / (num_codes * trie.num_nodes(level - 1))
-
-
-def _by_kernel(trie: Trie, level: int, beams: _Beams, num_beams: int, exclusions: Exclusions | None) -> Continuations:
+def _by_kernel(
+    trie: Trie, level: int, beams: _Beams, num_beams: int, exclusions: Exclusions | None, normalise: bool
+) -> Continuations:
     from kernels.triton_trie_top_k import trie_top_k
 
     begins_BW, ends_BW = trie.child_ranges(level, beams.nodes_BW)
     ends_BW = torch.where(beams.alive_BW, ends_BW, begins_BW)
     bits = None if exclusions is None else exclusions.bits(level)
     scores_BV, nodes_BV, slots_BV, alive_BV = trie_top_k(
-        beams.logits_BWK,
+        beams.steps_BWK,
         beams.scores_BW,
         begins_BW,
         ends_BW,
@@ -146,7 +132,7 @@ def _by_kernel(trie: Trie, level: int, beams: _Beams, num_beams: int, exclusions
         trie.most_children[level],
         num_beams,
         None if bits is None else (bits.block_BR, bits.bytes, RANGE_BITS),
-        beams.normalise,
+        normalise,
     )
     check_numbers(scores_BV, level)
     return Continuations(scores_BV, nodes_BV, trie.codes_of(level, nodes_BV), slots_BV, alive_BV)
@@ -156,43 +142,60 @@ def _probe(
     trie: Trie, level: int, beams: _Beams, num_beams: int, exclusions: Exclusions | None
 ) -> Continuations | None:
     """The best, by looking up the best scores of all; None where too few of these were allowed to be sure."""
-    num_codes = beams.logits_BWK.size(2)
-    num_probes = int(_SPARE * num_beams / _share(trie, level, num_codes)) + 1
-    if num_probes * 2 > beams.nodes_BW.size(1) * num_codes:
+    num_codes = beams.steps_BWK.size(2)
+    num_probes = int(_SPARE * num_beams / trie.share(level)) + 1
+    if num_probes * 2 > beams.nodes_BW.size(1) * num_codes // _chunk_size(num_codes):
         return None
-    shifts_BW = beams.scores_BW - beams.totals if beams.normalise else beams.scores_BW
-    shifts_BW = shifts_BW.masked_fill(~beams.alive_BW, float("-inf"))
-    highest_BC, flat_BC = top_of_sums(beams.logits_BWK.float(), shifts_BW, num_probes)
-    slots_BC, codes_BC = flat_BC // num_codes, flat_BC % num_codes
-    nodes_BC, present_BC = trie.find_children(level, beams.nodes_BW.gather(1, slots_BC), codes_BC)
+    shifts_BW = beams.scores_BW.masked_fill(~beams.alive_BW, float("-inf"))
+    places_p, bound_B = top_of_sums(beams.steps_BWK.float(), shifts_BW, num_probes)
+    parents_p = beams.nodes_BW.flatten().index_select(0, places_p // num_codes)
+    nodes_p, present_p = trie.find_children(level, parents_p, places_p % num_codes)
+    places_p = places_p[present_p]
+    requests_p = places_p // beams.steps_BWK[0].numel()
+    present_BC, (nodes_BC, places_BC) = _pack(requests_p, [nodes_p[present_p], places_p], bound_B)
+    if present_BC.size(1) < num_beams:
+        return None
+    codes_BC, slots_BC = places_BC % num_codes, places_BC // num_codes % beams.nodes_BW.size(1)
     present_BC = present_BC & beams.alive_BW.gather(1, slots_BC)
     allowed_BC = _allowed(level, nodes_BC, present_BC, exclusions)
-    scores_BC = beams.scores(slots_BC, codes_BC)
-    check_numbers(scores_BC, level)
-    best = keep_best(scores_BC, nodes_BC, codes_BC, slots_BC, allowed_BC, num_beams)
-    lowest_B, left_out_B = best.scores_BV[:, -1], highest_BC[:, -1]
-    sure_B = best.alive_BV[:, -1] & (lowest_B > left_out_B + _ROUNDING * (1 + left_out_B.abs()))
+    best = keep_best(beams.scores(slots_BC, codes_BC), nodes_BC, codes_BC, slots_BC, allowed_BC, num_beams)
+    sure_B = best.alive_BV[:, -1] & (best.scores_BV[:, -1] > bound_B)
     return best if bool(sure_B.all()) else None
 
 
 def top_of_sums(logits_BWK: Tensor, shifts_BW: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` highest of a request's logits, each with its beam's shift, in descending order, and their places.
+    """At least the `count` highest of a request's logits, each with its beam's shift: those at or above a bound.
 
-    They all stand in the `count` chunks with the highest maxima, so that only these are added up and sorted.
+    The bound is the lowest of the `count` highest maxima of chunks: no other chunk holds anything above it.
+
+    Returns:
+        Places (p,) among all B * W * K, request by request; the bound (B,), NaN where a logit is.
     """
-    num_codes = logits_BWK.size(2)
-    num_chunks = logits_BWK.size(1) * num_codes // _CHUNK
-    if num_codes % _CHUNK or count * 2 > num_chunks:
-        best = (logits_BWK + shifts_BW[..., None]).flatten(1).topk(count, dim=1)
-        return best.values, best.indices
-    chunks_BWnc = logits_BWK.unflatten(2, (-1, _CHUNK))
+    chunk = _chunk_size(logits_BWK.size(2))
+    chunks_BWnc = logits_BWK.unflatten(2, (-1, chunk))
     maxima_Bn = (chunks_BWnc.amax(dim=3) + shifts_BW[..., None]).flatten(1)
-    chosen_Bn = maxima_Bn.topk(count, dim=1, sorted=False).indices
-    rows_n = (chosen_Bn + torch.arange(len(chosen_Bn), device=chosen_Bn.device)[:, None] * num_chunks).flatten()
-    picked_Bnc = chunks_BWnc.reshape(-1, _CHUNK).index_select(0, rows_n).view(*chosen_Bn.shape, _CHUNK)
-    picked_Bnc += shifts_BW.gather(1, chosen_Bn // (num_codes // _CHUNK))[..., None]
-    highest_BC, places_BC = picked_Bnc.flatten(1).topk(count, dim=1)
-    return highest_BC, chosen_Bn.gather(1, places_BC // _CHUNK) * _CHUNK + places_BC % _CHUNK
+    highest_Bn, chosen_Bn = maxima_Bn.topk(count, dim=1, sorted=False)
+    bound_B = highest_Bn.amin(dim=1)
+    rows_n = (chosen_Bn + torch.arange(len(chosen_Bn), device=chosen_Bn.device)[:, None] * maxima_Bn.size(1)).flatten()
+    picked_nc = chunks_BWnc.reshape(-1, chunk).index_select(0, rows_n)
+    picked_Bnc = picked_nc.view(*chosen_Bn.shape, chunk)
+    picked_Bnc += shifts_BW.gather(1, chosen_Bn // chunks_BWnc.size(2))[..., None]
+    found_p = (picked_Bnc >= bound_B[:, None, None]).flatten().nonzero()[:, 0]
+    return rows_n.index_select(0, found_p // chunk) * chunk + found_p % chunk, bound_B
+
+
+def _pack(requests_p: Tensor, columns: Sequence[Tensor], rows_B: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """A row of each column (p,) for each request, zeros behind, all (B, C), and before them what is no padding."""
+    counts_B = torch.bincount(requests_p, minlength=len(rows_B))
+    present_BC = torch.arange(max(1, int(counts_B.max())), device=rows_B.device) < counts_B[:, None]
+    packed = [torch.zeros(present_BC.shape, dtype=column.dtype, device=rows_B.device) for column in columns]
+    for rows_BC, column in zip(packed, columns, strict=True):
+        rows_BC[present_BC] = column
+    return present_BC, packed
+
+
+def _chunk_size(num_codes: int) -> int:
+    return math.gcd(num_codes, _MOST_IN_CHUNK)
 
 
 def _allowed(level: int, nodes_BC: Tensor, present_BC: Tensor, exclusions: Exclusions | None) -> Tensor:

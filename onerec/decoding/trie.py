@@ -31,10 +31,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onerec.decoding.child_bits import ChildBits
 from onerec.decoding.id_table import check_table, cut_levels, narrowest_type, sort_items
 from onerec.decoding.range_bits import RangeBits
 from onerec.decoding.trie_changes import Arrays, Changes, bisect
 from tokenizer.errors import DataError
+
+SPARSE_SHARE = 1 / 16  # of its codes that follow a node on average; up to here listing them is fast, and bits are many
 
 
 @dataclass(frozen=True)
@@ -234,6 +237,26 @@ class Trie:
         codes_N = self.child_codes[-1]
         return bool((begins_N[1:] | (codes_N[1:] != codes_N[:-1])).all())
 
+    @cached_property
+    def child_bits(self) -> tuple[ChildBits | None, ...]:
+        """The children of a level as bits, a level, to find them faster.
+
+        None where so few codes follow that it is not worth the memory, or where several leaves may share a code.
+        """
+        return tuple(
+            ChildBits.of(offsets, codes, num_codes)
+            if self.share(level) > SPARSE_SHARE and (level < self.num_levels - 1 or self.has_unique_codes)
+            else None
+            for level, (offsets, codes, num_codes) in enumerate(
+                zip(self.child_offsets, self.child_codes, self.codes_per_level, strict=True)
+            )
+        )
+
+    def share(self, level: int) -> float:
+        """Codes of `level` that follow a node above, on average, among all."""
+        num_above = self.num_nodes(level - 1) if level else 1
+        return self.num_nodes(level) / (self.codes_per_level[level] * num_above)
+
     def num_nodes(self, level: int) -> int:
         """One more than the largest node number of a level, whose nodes are the distinct prefixes of `level + 1` codes.
 
@@ -286,6 +309,9 @@ class Trie:
 
         Of several leaves with one code the first is found.
         """
+        if self.changes is None and (bits := self.child_bits[level]) is not None:
+            found, present = bits.find(nodes, codes)
+            return found.clamp_(max=self.num_nodes(level) - 1), present
         begins, ends = self.child_ranges(level, nodes)
         if self.changes is None and self.device.type == "cpu":
             own = self.child_codes[level].numpy()

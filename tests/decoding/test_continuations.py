@@ -1,5 +1,7 @@
 """The best continuations, by listing or by probing, against a sort of everything."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ def sort_all(
     allowed_BC = children.present_BC
     if dead is not None and (dead_BC := dead.contains(level, children.nodes_BC)) is not None:
         allowed_BC = allowed_BC & ~dead_BC
-    steps_BWK = logits_BWK - logits_BWK.logsumexp(dim=2, keepdim=True)
+    steps_BWK = logits_BWK.log_softmax(dim=2)
     best = []
     for row in range(len(nodes_BW)):
         rows = []
@@ -80,7 +82,7 @@ def test_the_best_of_everything_come_back_whichever_way_is_taken(
         logits_BWK, scores_BW = logits_BWK.round(), torch.zeros_like(scores_BW)
     beams = (nodes_BW, alive_BW, scores_BW)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(continuations, "_LISTED_SHARE", {"probe": 0.0, "list": 2.0}.get(how, 1 / 16))
+        patch.setattr(continuations, "SPARSE_SHARE", {"probe": 0.0, "list": 2.0}.get(how, 1 / 16))
         found = best_continuations(trie, 1, *beams, logits_BWK, k, dead, normalise=True)
     assert as_rows(found) == sort_all(trie, 1, beams, logits_BWK, k, dead)
 
@@ -107,6 +109,18 @@ def test_probes_that_are_mostly_forbidden_fall_back_to_the_list() -> None:
     assert found.codes_BV.tolist() == [[0, 1, 2, 3]]
 
 
+def test_probes_of_which_too_few_may_follow_fall_back_to_the_list() -> None:
+    """A single request, whose row of those that may is as long as there are: 2 of the 10 best, 6 wanted."""
+    codes = np.array([0, 1, *range(64, 126)])
+    trie = Trie.from_table(np.stack([np.zeros(64, dtype=int), codes], axis=1), (1, 128))
+    logits_BWK = torch.arange(128.0).neg()[None, None]
+    beams = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(continuations, "_MOST_IN_CHUNK", 1)
+        found = best_continuations(trie, 1, *beams, logits_BWK, 6)
+    assert found.codes_BV.tolist() == [[0, 1, 64, 65, 66, 67]]
+
+
 def test_a_bucket_is_listed_since_one_code_stands_for_all_its_items() -> None:
     trie = Trie.from_table(np.array([[0, 1], [0, 1], [0, 0]]), (1, 2), np.array([1, 0, 0]))
     assert not trie.has_unique_codes
@@ -115,14 +129,31 @@ def test_a_bucket_is_listed_since_one_code_stands_for_all_its_items() -> None:
     assert trie.items_of(found.nodes_BV).tolist() == [[1, 0, 2]]
 
 
-@given(st.integers(0, 2**16), st.sampled_from([32, 64, 100, 640]), st.integers(1, 5), st.integers(1, 30))
-def test_the_top_of_sums_is_the_top(seed: int, num_codes: int, num_beams: int, count: int) -> None:
+@given(
+    seed=st.integers(0, 2**16),
+    num_codes=st.sampled_from([7, 32, 64, 100, 640]),
+    num_beams=st.integers(1, 5),
+    count=st.integers(1, 30),
+    coarse=st.booleans(),
+)
+def test_the_top_of_sums_is_all_that_reaches_its_bound(
+    seed: int, num_codes: int, num_beams: int, count: int, coarse: bool
+) -> None:
+    """Coarse logits tie with the bound, where some may be left out."""
     torch.manual_seed(seed)
     logits_BWK, shifts_BW = torch.randn(2, num_beams, num_codes), torch.randn(2, num_beams)
-    highest_BC, places_BC = top_of_sums(logits_BWK, shifts_BW, count)
-    expected = (logits_BWK + shifts_BW[..., None]).flatten(1).topk(count, dim=1)
-    torch.testing.assert_close(highest_BC, expected.values, rtol=0, atol=0)
-    torch.testing.assert_close(places_BC, expected.indices)
+    if coarse:
+        logits_BWK, shifts_BW = logits_BWK.round(), shifts_BW.round()
+    count = min(count, num_beams * num_codes // math.gcd(num_codes, 64))
+    places_p, bound_B = top_of_sums(logits_BWK, shifts_BW, count)
+    assert (places_p // logits_BWK[0].numel()).diff().ge(0).all()
+    sums_BWK = logits_BWK + shifts_BW[..., None]
+    for request, sums in enumerate(sums_BWK.flatten(1)):
+        places = places_p[places_p // len(sums) == request] % len(sums)
+        found = set(places.tolist())
+        assert len(found) == len(places) >= count
+        assert set((sums > bound_B[request]).nonzero()[:, 0].tolist()) <= found
+        assert (sums[places] >= bound_B[request]).all()
 
 
 @pytest.mark.parametrize("level", [0, 1])
