@@ -11,7 +11,10 @@ depend on them. A request is timed from item indices to ranked items, encoding i
   a third of the decoder's wide steps; T5 keeps TIGER's suffix.
 
 Both do so in float32 and, where the hardware multiplies bfloat16, in that: OneRec as `decoding.precision` has it, T5
-under autocast, each against the other in the same precision.
+under autocast, each against the other in the same precision. `…ratio_vs_float32_generate…`, among the figures of
+bfloat16, are not like for like: OneRec in bfloat16 against `generate` as it runs by default, in float32.
+`default_precision` is that of `decoding.precision`; bfloat16 is an option, and what it loses of Recall on a trained run
+is measured by `benchmarks.precision` (README has figures).
 
 The programs take turns on the same batches; each figure is its best turn after one that is not timed. With `--compile`
 OneRec's decoder has its turns both as it is and with its steps as compiled programs; `compiled_gain` and
@@ -26,6 +29,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,7 @@ from benchmarks.figures import publish
 from benchmarks.training import NUM_CODES, NUM_ITEMS, ONEREC_SHAPE, TIGER_SHAPE, make_table
 from kernels.memory import keep_freed_memory
 from onerec.baselines.tiger import FlatCodes, ItemTrie, build_t5, search_arguments
+from onerec.config import DecodingSettings
 from onerec.decoding.beam import beam_search
 from onerec.decoding.trie import Trie
 from onerec.model.configuration import OneRecConfig
@@ -156,20 +161,20 @@ def make_unique_table(seed: int = 0) -> SemanticIdTable:
 
 
 def measure_width(
-    onerec: Onerec, unique: Onerec, generate: Generate, num_beams: int, sizes: Sizes, compiled: bool
+    onerec: Onerec, unique: Onerec, generates: dict[str, Generate], num_beams: int, sizes: Sizes, compiled: bool
 ) -> dict[str, float]:
-    """Requests a second of each program at one width, and what OneRec's are made of."""
+    """Requests a second of each program at one width, and what OneRec's are made of; rivals have a prefix each."""
     num_requests = max(1, min(sizes.max_requests, sizes.max_rows // num_beams))
     num_items = onerec.trie.num_items
     histories_BS = np.random.default_rng(num_beams).integers(num_items, size=(num_requests, NUM_HISTORY_ITEMS))
     ours = our_programs(onerec, unique, histories_BS, num_beams, compiled)
-    rivals: dict[str, Callable[[], object]] = {
-        "generate_constrained": lambda: generate.decode(histories_BS, num_beams, constrained=True),
-        "generate": lambda: generate.decode(histories_BS, num_beams, constrained=False),
-    }
+    rivals: dict[str, Callable[[], object]] = {}
+    for prefix, generate in generates.items():
+        rivals[f"{prefix}generate_constrained"] = partial(generate.decode, histories_BS, num_beams, constrained=True)
+        rivals[f"{prefix}generate"] = partial(generate.decode, histories_BS, num_beams, constrained=False)
+        generate.decode(histories_BS[:1], num_beams, constrained=False)
     for program in ours.values():
         program()
-    generate.decode(histories_BS[:1], num_beams, constrained=False)
     best_s, best_cpu_s = take_turns(ours | rivals, sizes)
     return {
         "batch_size": num_requests,
@@ -197,14 +202,11 @@ def our_programs(
 
 def ratios(best_s: dict[str, float], best_cpu_s: dict[str, float]) -> dict[str, float]:
     """How many times as long the rivals take as OneRec, and OneRec as itself compiled, where that was timed too."""
-    found = {
-        "ratio_vs_generate_constrained": best_s["generate_constrained"] / best_s["onerec"],
-        "ratio_vs_generate": best_s["generate"] / best_s["onerec"],
-        "unique_ids_ratio_vs_generate_constrained": best_s["generate_constrained"] / best_s["unique_ids"],
-        "cpu_ratio_vs_generate_constrained": best_cpu_s["generate_constrained"] / best_cpu_s["onerec"],
-        "unique_ids_cpu_ratio_vs_generate_constrained": best_cpu_s["generate_constrained"] / best_cpu_s["unique_ids"],
-        "cpu_ratio_vs_generate": best_cpu_s["generate"] / best_cpu_s["onerec"],
-    }
+    found = {}
+    for rival in (name for name in best_s if "generate" in name):
+        for program, prefix in (("onerec", ""), ("unique_ids", "unique_ids_")):
+            found[f"{prefix}ratio_vs_{rival}"] = best_s[rival] / best_s[program]
+            found[f"{prefix}cpu_ratio_vs_{rival}"] = best_cpu_s[rival] / best_cpu_s[program]
     if "compiled" in best_s:
         found["compiled_gain"] = best_s["onerec"] / best_s["compiled"]
         found["unique_ids_compiled_gain"] = best_s["unique_ids"] / best_s["unique_ids_compiled"]
@@ -216,7 +218,7 @@ def take_turns(programs: dict[str, Callable[[], object]], sizes: Sizes) -> tuple
     best_s, best_cpu_s = dict.fromkeys(programs, float("inf")), dict.fromkeys(programs, float("inf"))
     for turn in range(sizes.num_turns):
         for name, program in programs.items():
-            if not name.startswith("generate") or turn < sizes.num_generate_turns:
+            if "generate" not in name or turn < sizes.num_generate_turns:
                 begin_s, begin_cpu_s = time.perf_counter(), time.process_time()
                 program()
                 best_s[name] = min(best_s[name], time.perf_counter() - begin_s)
@@ -235,7 +237,10 @@ def measure(sizes: Sizes, widths: Sequence[int], compiled: bool) -> dict[str, An
     torch.set_flush_denormal(True)
     table = make_table()
     precisions: set[Precision] = {"float32", choose_precision("auto")}
-    return {precision: measure_precision(table, sizes, widths, precision, compiled) for precision in sorted(precisions)}
+    figures = {
+        precision: measure_precision(table, sizes, widths, precision, compiled) for precision in sorted(precisions)
+    }
+    return {"default_precision": DecodingSettings().precision} | figures
 
 
 def measure_precision(
@@ -243,12 +248,14 @@ def measure_precision(
 ) -> dict[str, Any]:
     """All widths; the machine's rate is the best of what was seen before and after."""
     onerec, unique = Onerec(table, precision), Onerec(make_unique_table(), precision)
-    generate = Generate(table, precision)
+    generates = {"": Generate(table, precision)}
+    if precision != "float32":
+        generates["float32_"] = Generate(table, "float32")
     dtype = getattr(torch, precision)
     peaks_gflops = [measure_matmul_gflops(dtype=dtype)]
     rows = {}
     for width in tqdm(widths, desc=f"decode in {precision}", unit="width"):
-        rows[str(width)] = measure_width(onerec, unique, generate, width, sizes, compiled)
+        rows[str(width)] = measure_width(onerec, unique, generates, width, sizes, compiled)
         peaks_gflops.append(measure_matmul_gflops(dtype=dtype))
     figures: dict[str, Any] = {"matmul_peak_gflops": round(max(peaks_gflops), 1)}
     for row in rows.values():

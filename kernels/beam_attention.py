@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels.attention import attend
 from kernels.backends import Backend, takes_kernel
+from kernels.reference import attention
 
 
 def attend_beams(
@@ -20,8 +21,9 @@ def attend_beams(
 ) -> Tensor:
     """Scaled dot-product attention (B, G, Q, d), where all queries of a request see the same keys, by the fastest way.
 
-    On CUDA, without derivatives, by the Triton kernel that loads a key once for all beams; otherwise as
-    `kernels.attention.attend`, to which a mask that differs between queries goes as well.
+    On CUDA, without derivatives, by the Triton kernel that loads a key once for all beams; on a CPU a single query, as
+    at the first level, by plain products; otherwise as `kernels.attention.attend`, to which a mask that differs between
+    queries goes as well.
 
     Args:
         visible: bool, broadcast to (B, G, Q, S): the keys a query may see.
@@ -40,6 +42,8 @@ def attend_beams(
 
         visible_BS = None if visible is None else visible[:, 0, 0].expand(len(queries_BGQd), -1)
         return beam_attention(*tensors, visible_BS)
+    if queries_BGQd.size(2) == 1 and queries_BGQd.device.type == "cpu":
+        return attention(*tensors, visible)  # in half the time of the fused kernel (bfloat16), or four fifths (float32)
     return attend(*tensors, visible)
 
 

@@ -65,11 +65,18 @@ def attention(
 
 
 def attention_to_prefix(
-    queries_BWI: torch.Tensor, first_BJ: torch.Tensor, others_BWJ: Sequence[torch.Tensor], num_heads: int
+    queries_BWI: torch.Tensor,
+    first_BI: tuple[torch.Tensor, torch.Tensor],
+    others_BWI: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    num_heads: int,
 ) -> torch.Tensor:
     """What `kernels.prefix_attention.attend_to_prefix` computes, by `attention` over each beam's own list of tokens."""
-    tokens_BWlJ = torch.stack([first_BJ[:, None].expand(-1, queries_BWI.size(1), -1), *others_BWJ], dim=2)
-    keys, values = tokens_BWlJ.unflatten(-1, (2, num_heads, -1)).permute(3, 0, 1, 4, 2, 5)
+    keys, values = (
+        torch.stack([first[:, None].expand_as(queries_BWI), *others], dim=2)
+        .unflatten(-1, (num_heads, -1))
+        .transpose(2, 3)
+        for first, *others in zip(first_BI, *others_BWI, strict=True)
+    )
     queries = queries_BWI.unflatten(-1, (num_heads, 1, -1))
     return attention(queries.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1)).view_as(queries_BWI)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.folded_attention import FoldedContext, attend_folded
-from kernels.prefix_attention import attend_to_prefix
+from kernels.prefix_attention import KeysValues, attend_to_prefix
 from kernels.rms_norm import RMSNorm
 from onerec.model.configuration import OneRecConfig
 from onerec.model.context import Context
@@ -30,31 +30,33 @@ class DecoderCache:
 
     BOS is the same for all beams of a request and held once. The codes' keys and values stay where they were written;
     when beams follow parents, only the row numbers of their ancestors move. The codes themselves make one number a
-    beam, its prefix (see `prefixes.PrefixTree`). J = 2 * H * d numbers a token.
+    beam, its prefix (see `prefixes.PrefixTree`). I = H * d.
     """
 
     def __init__(self, num_layers: int) -> None:
         self.prefixes_BW = torch.zeros(0, 0, dtype=torch.long)
-        self.bos_BJ: list[Tensor] = []  # a layer
+        self.bos_BI: list[KeysValues] = []  # a layer
         self.folded: dict[int, FoldedContext] = {}  # of layers whose beams are many, see `fold`
-        self._codes: list[list[Tensor]] = [[] for _ in range(num_layers)]  # a layer, a code: (B * W of its level, J)
+        self._codes: list[list[KeysValues]] = [
+            [] for _ in range(num_layers)
+        ]  # a layer, a code: (B * W of its level, I)
         self._ancestors: list[Tensor] = []  # a code: (B * W,) its row that each beam of now descends from
 
-    def append(self, layer: int, keys_values_BWJ: Tensor) -> list[Tensor]:
-        """Add one level to a layer and return the codes that each beam has read so far, each (B, W, J)."""
-        keys_values_BWJ = keys_values_BWJ.detach()
-        if layer == len(self.bos_BJ):
-            self.bos_BJ.append(keys_values_BWJ[:, 0])
+    def append(self, layer: int, keys_BWI: Tensor, values_BWI: Tensor) -> list[KeysValues]:
+        """Add one level to a layer and return the codes that each beam has read so far, each (B, W, I)."""
+        newest = keys_BWI.detach(), values_BWI.detach()
+        if layer == len(self.bos_BI):
+            self.bos_BI.append((newest[0][:, 0], newest[1][:, 0]))
             return []
         if layer == 0:
-            self._ancestors.append(torch.arange(keys_values_BWJ[..., 0].numel(), device=keys_values_BWJ.device))
+            self._ancestors.append(torch.arange(keys_BWI[..., 0].numel(), device=keys_BWI.device))
         # index_select: up to four times as fast on a CPU as an index in brackets.
         older = [
-            torch.index_select(code_RJ, 0, rows_R).view_as(keys_values_BWJ)
-            for code_RJ, rows_R in zip(self._codes[layer], self._ancestors[:-1], strict=True)
+            (keys_RI.index_select(0, rows_R).view_as(keys_BWI), values_RI.index_select(0, rows_R).view_as(values_BWI))
+            for (keys_RI, values_RI), rows_R in zip(self._codes[layer], self._ancestors[:-1], strict=True)
         ]
-        self._codes[layer].append(keys_values_BWJ.flatten(0, 1))
-        return [*older, keys_values_BWJ]
+        self._codes[layer].append((newest[0].flatten(0, 1), newest[1].flatten(0, 1)))
+        return [*older, newest]
 
     def fold(self, layer: int, attention: CrossAttention, context: Context, num_beams: int) -> FoldedContext | None:
         """The context as this layer's beams read it fastest, made once; None where folding it does not pay."""
@@ -137,10 +139,9 @@ class DecoderBlock(nn.Module):
         return attention(x_BWD, context.keys[layer], context.values[layer], context.visible_B11S)
 
     def _attend_own_codes(self, x_BWD: Tensor, layer: int, cache: DecoderCache) -> Tensor:
-        projected = self.self_attention.query_key_value(x_BWD)
-        inner = projected.size(-1) // 3
-        codes = cache.append(layer, projected[..., inner:])
-        mixed = attend_to_prefix(projected[..., :inner], cache.bos_BJ[layer], codes, self.self_attention.num_heads)
+        queries, keys, values = self.self_attention.project(x_BWD)
+        codes = cache.append(layer, keys, values)
+        mixed = attend_to_prefix(queries, cache.bos_BI[layer], codes, self.self_attention.num_heads)
         return self.self_attention.output(mixed)
 
 

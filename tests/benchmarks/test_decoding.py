@@ -20,9 +20,18 @@ def test_ratios_by_hand() -> None:
         "ratio_vs_generate_constrained": 15,
         "ratio_vs_generate": 10,
         "unique_ids_ratio_vs_generate_constrained": 30,
+        "unique_ids_ratio_vs_generate": 20,
         "cpu_ratio_vs_generate_constrained": 10,
         "unique_ids_cpu_ratio_vs_generate_constrained": 20,
         "cpu_ratio_vs_generate": 6,
+        "unique_ids_cpu_ratio_vs_generate": 12,
+    }
+    in_float32 = ratios(seconds | {"float32_generate": 50.0}, processor | {"float32_generate": 60.0})
+    assert {name: in_float32[name] for name in in_float32.keys() - found.keys()} == {
+        "ratio_vs_float32_generate": 25,
+        "unique_ids_ratio_vs_float32_generate": 50,
+        "cpu_ratio_vs_float32_generate": 15,
+        "unique_ids_cpu_ratio_vs_float32_generate": 30,
     }
     gains = {"compiled_gain": 1.25, "unique_ids_compiled_gain": 0.5}
     assert ratios(seconds | {"compiled": 1.6, "unique_ids_compiled": 2.0}, processor) == found | gains
@@ -38,7 +47,7 @@ def test_eager_and_compiled_steps_take_turns_in_one_process(monkeypatch: pytest.
 
     monkeypatch.setattr(decoder, "_compiled_run_blocks", uncompiled)
     table = make_table()
-    models = Onerec(table, "float32"), Onerec(make_unique_table(), "float32"), Generate(table, "float32")
+    models = Onerec(table, "float32"), Onerec(make_unique_table(), "float32"), {"": Generate(table, "float32")}
     eager = measure_width(*models, num_beams=10, sizes=SMALLEST, compiled=False)
     assert asked == []
     both = measure_width(*models, num_beams=10, sizes=SMALLEST, compiled=True)

@@ -26,12 +26,16 @@ def test_a_package_that_is_missing_is_named_only_where_it_is_asked_for(monkeypat
         takes_kernel("triton", "triton", torch.zeros(1))
 
 
-def test_beams_attend_as_the_reference_does() -> None:
+@pytest.mark.parametrize("num_beams", [1, 5])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_beams_attend_as_the_reference_does(num_beams: int, dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
-    queries, keys, values = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
+    tensors = torch.randn(2, 3, num_beams, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
     visible = (torch.rand(2, 1, 1, 7) < 0.7) | (torch.arange(7) == 3)
-    found = attend_beams(queries, keys, values, visible)
-    torch.testing.assert_close(found, reference.attention(queries, keys, values, visible))
+    found = attend_beams(*(tensor.to(dtype) for tensor in tensors), visible)
+    assert found.dtype == dtype
+    expected = reference.attention(*tensors, visible)
+    torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=tolerance)
 
 
 def test_codes_are_the_references_for_levels_of_any_size() -> None:

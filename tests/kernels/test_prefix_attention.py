@@ -12,8 +12,8 @@ from kernels.reference import attention_to_prefix
 
 
 def test_by_hand() -> None:
-    first = torch.tensor([[0.0, 4.0]])  # key, value
-    second = torch.tensor([[[math.log(3) / 2, 8.0]]])
+    first = torch.tensor([[0.0]]), torch.tensor([[4.0]])  # key, value
+    second = torch.tensor([[[math.log(3) / 2]]]), torch.tensor([[[8.0]]])
     mixed = attend_to_prefix(torch.tensor([[[2.0]]]), first, [second], num_heads=1)
     assert mixed.item() == pytest.approx(7.0)  # weights 1/4 and 3/4
 
@@ -31,17 +31,19 @@ def test_equals_the_reference(
 ) -> None:
     inner, generator = num_heads * head_dim, torch.Generator().manual_seed(requests * beams)
     queries = torch.randn(requests, beams, inner, generator=generator)
-    first = torch.randn(requests, 2 * inner, generator=generator)
-    others = [torch.randn(requests, beams, 2 * inner, generator=generator) for _ in range(num_others)]
-    found = attend_to_prefix(queries.to(dtype), first.to(dtype), [other.to(dtype) for other in others], num_heads)
-    expected = attention_to_prefix(queries, first, others, num_heads)
+    tokens = [torch.randn(2, requests, beams, inner, generator=generator) for _ in range(1 + num_others)]
+    low = [(keys.to(dtype), values.to(dtype)) for keys, values in tokens]
+    found = attend_to_prefix(queries.to(dtype), (low[0][0][:, 0], low[0][1][:, 0]), low[1:], num_heads)
+    exact = [(keys, values) for keys, values in tokens]
+    expected = attention_to_prefix(queries, (exact[0][0][:, 0], exact[0][1][:, 0]), exact[1:], num_heads)
     tolerance = 0.1 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=0)
 
 
 def test_reads_projections_where_they_lie() -> None:
     projected = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(0))
-    queries, others = projected[..., :4], [projected[..., 4:]]
-    first = torch.ones(2, 8)
+    queries, keys, values = projected.chunk(3, dim=-1)
+    others = [(keys, values)]
+    first = torch.ones(2, 4), torch.ones(2, 4)
     found = attend_to_prefix(queries, first, others, num_heads=2)
     torch.testing.assert_close(found, attention_to_prefix(queries, first, others, num_heads=2))
