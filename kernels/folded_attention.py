@@ -19,7 +19,7 @@ from torch import Tensor
 class FoldedContext:
     """A context as one layer's beams read it."""
 
-    keys_BDs: Tensor
+    keys_BsD: Tensor
     values_BsD: Tensor
     num_heads: int
 
@@ -41,9 +41,9 @@ def fold_context(keys_BHSd: Tensor, values_BHSd: Tensor, query_ID: Tensor, outpu
     num_heads, head_dim = keys_BHSd.size(1), keys_BHSd.size(3)
     query_HdD = query_ID.unflatten(0, (num_heads, -1)) * head_dim**-0.5
     output_DHd = output_DI.unflatten(1, (num_heads, -1))
-    keys_BDHS = torch.einsum("BHSd,HdD->BDHS", keys_BHSd, query_HdD)
+    keys_BHSD = torch.einsum("BHSd,HdD->BHSD", keys_BHSd, query_HdD)
     values_BHSD = torch.einsum("BHSd,DHd->BHSD", values_BHSd, output_DHd)
-    return FoldedContext(keys_BDHS.flatten(2).contiguous(), values_BHSD.flatten(1, 2).contiguous(), num_heads)
+    return FoldedContext(keys_BHSD.flatten(1, 2).contiguous(), values_BHSD.flatten(1, 2).contiguous(), num_heads)
 
 
 def attend_folded(states_BWD: Tensor, context: FoldedContext, visible_B11S: Tensor | None = None) -> Tensor:
@@ -52,7 +52,7 @@ def attend_folded(states_BWD: Tensor, context: FoldedContext, visible_B11S: Tens
     Args:
         visible_B11S: bool, the positions that a request's beams may see; None for all.
     """
-    scores_BWHS = torch.bmm(states_BWD, context.keys_BDs).unflatten(-1, (context.num_heads, -1)).float()
+    scores_BWHS = torch.bmm(states_BWD, context.keys_BsD.mT).unflatten(-1, (context.num_heads, -1)).float()
     if visible_B11S is not None:
         scores_BWHS = scores_BWHS.masked_fill_(~visible_B11S, float("-inf"))
     shares_BWs = scores_BWHS.softmax(dim=-1).to(states_BWD.dtype).flatten(-2)
