@@ -11,9 +11,9 @@ items only; the others have no rank and are never reached. The layout is compres
 (arXiv 2602.22647); it departs from that paper so:
 
 1. The first level is dense by its numbering: all of its nodes are the root's children. Below, whether a code follows a
-   prefix is found in the run of its children by bisection, in as many steps as the branching has bits, and only of the
-   codes that could win (`onerec.decoding.continuations`): a dense table of the second level, where 2048 codes may
-   follow 2048, would take 16 MB whatever the catalogue's size.
+   prefix is looked up only of the codes that could win (`onerec.decoding.continuations`): in bits with ranks on levels
+   where many may follow (`onerec.decoding.child_bits`), elsewhere by bisection of the run of its children. A dense
+   table of the second level, where 2048 codes may follow 2048, would take 16 MB whatever the catalogue's size.
 2. Candidates are packed per request, not padded per beam to the largest branching: work follows the children there are.
 3. Exclusions of one request are bits over ranges of nodes, found once before the search, bottom up; ranges without an
    exclusion share one block of zeros, so that a request costs what it excludes, not the catalogue.
