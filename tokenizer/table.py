@@ -81,11 +81,15 @@ class SemanticIdTable:
         """
         index = self._index_of_id.get(item_id)
         if index is None:
-            raise DataError(
-                f"item id {item_id!r}: not among the {self.num_items} items of this ID table. "
-                "Assign it first (python -m tokenizer assign)."
-            )
+            raise self._unknown(item_id)
         return index
+
+    def indices_of(self, item_ids: Sequence[str]) -> np.ndarray:
+        """Item indices (int64) of many item ids; raises DataError for one that is not in the catalogue."""
+        try:
+            return np.fromiter(map(self._index_of_id.__getitem__, item_ids), dtype=np.int64, count=len(item_ids))
+        except KeyError as error:
+            raise self._unknown(error.args[0]) from None
 
     def codes_of(self, item_id: str) -> tuple[int, ...]:
         """Semantic ID of an item id; raises DataError for an id that is not in the catalogue."""
@@ -150,6 +154,12 @@ class SemanticIdTable:
             self.catalogue_hash,
             hash_item_ids(item_ids),
             "Fit the tokenizer on this data, or assign the new items (python -m tokenizer assign).",
+        )
+
+    def _unknown(self, item_id: str) -> DataError:
+        return DataError(
+            f"item id {item_id!r}: not among the {self.num_items} items of this ID table. "
+            "Assign it first (python -m tokenizer assign)."
         )
 
     @cached_property

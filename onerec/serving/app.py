@@ -118,8 +118,8 @@ def _direct_ways(app: FastAPI, service: Service, keys: Keys, rates: Rates) -> li
 
     routes = {getattr(route, "path", None): route for route in app.routes}
     return [
-        Way(routes[_RECOMMEND], RecommendRequest, recommend),
-        Way(routes[_RECOMMEND_BATCH], RecommendBatchRequest, recommend_batch),
+        Way(routes[_RECOMMEND], RecommendRequest, recommend, RecommendResponse),
+        Way(routes[_RECOMMEND_BATCH], RecommendBatchRequest, recommend_batch, RecommendBatchResponse),
     ]
 
 

@@ -32,6 +32,7 @@ class _Waiting:
     query: Query
     answer: asyncio.Future[RecommendResponse]
     since_s: float
+    lone: bool
 
 
 class Batcher:
@@ -56,8 +57,11 @@ class Batcher:
         """Requests that no batch has taken yet."""
         return len(self._waiting)
 
-    async def submit(self, query: Query) -> RecommendResponse:
+    async def submit(self, query: Query, lone: bool = True) -> RecommendResponse:
         """Wait in line and return the answer.
+
+        Args:
+            lone: it came by itself and may wait for company.
 
         Raises:
             OverloadedError: the line is full or too slow, or the request stood in it beyond its deadline.
@@ -68,7 +72,7 @@ class Batcher:
             raise OverloadedError(
                 f"an answer would take {expected_ms:.0f} ms, too close to its deadline or beyond it. Try again later."
             )
-        waiting = _Waiting(query, asyncio.get_running_loop().create_future(), self._clock())
+        waiting = _Waiting(query, asyncio.get_running_loop().create_future(), self._clock(), lone)
         self._waiting.append(waiting)
         self._num_rows_waiting += query.beams
         self._arrival.set()
@@ -86,7 +90,7 @@ class Batcher:
                 self._arrival.clear()
 
     async def _answer_next(self) -> None:
-        if self._num_rows_waiting < self._limits.max_batch_rows:
+        if self._waiting[0].lone and self._num_rows_waiting < self._limits.max_batch_rows:
             await asyncio.sleep(self._limits.batch_wait_ms / 1e3)
         if batch := self._take_batch():
             begin_s, self._num_rows_in_work = self._clock(), _num_rows(batch)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request, Response
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from onerec.serving.body_limit import replay
@@ -28,11 +28,13 @@ class Way:
         route: what FastAPI calls it; requests that go by are told to be of it.
         question: what a body is read as.
         answer: answers one, and raises what the handlers turn into refusals.
+        kind: what an answer is written as.
     """
 
     route: Any
     question: type[BaseModel]
-    answer: Callable[[Request, Any], Awaitable[BaseModel]]
+    answer: Callable[[Request, Any], Awaitable[Any]]
+    kind: type[Any]
 
 
 class Direct:
@@ -41,6 +43,7 @@ class Direct:
     def __init__(self, app: ASGIApp, ways: Sequence[Way], handlers: Handlers) -> None:
         self.app, self._handlers, self._kinds = app, handlers, tuple(handlers)
         self._ways = {way.route.path: way for way in ways}
+        self._writers = {way.route.path: TypeAdapter(way.kind).serializer for way in ways}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
@@ -64,7 +67,8 @@ class Direct:
             return await next(self._handlers[kind] for kind in type(error).__mro__ if kind in self._handlers)(
                 request, error
             )
-        return Response(answer.__pydantic_serializer__.to_json(answer, exclude_none=True), media_type=_JSON)
+        written = self._writers[way.route.path].to_json(answer, exclude_none=True)
+        return Response(written, media_type=_JSON)
 
 
 def _is_json(scope: Scope) -> bool:

@@ -117,7 +117,7 @@ class Engine:
             events = UserEvents(self.indices("history", request.history))
         excluded = self.indices("exclude", request.exclude)
         if request.exclude_seen:
-            excluded = np.concatenate([excluded, events.items])
+            excluded = np.concatenate([excluded, events.items]) if len(excluded) else events.items
         return Query(
             engine=self,
             history=known_history(events, request, self._spec, self._judged),
@@ -168,7 +168,7 @@ class Engine:
             ServingError: some are not in the catalogue; `name` says whose they are.
         """
         try:
-            return np.array(list(map(self.catalogue.table.index_of, map(str, item_ids))), dtype=np.int64)
+            return self.catalogue.table.indices_of(list(map(str, item_ids)))
         except DataError:  # says one; the caller wants to know them all
             find = self.catalogue.find
             unknown = [item_id for item_id in item_ids if find(str(item_id)) is None]
@@ -234,7 +234,7 @@ def _items(catalogue: Catalogue, ranking: Ranking, queries: Sequence[Query]) -> 
     for query, items_K, scores_K, codes_KL in rows:
         places = list(zip(items_K, scores_K, codes_KL, strict=True))[: query.k]
         yield [
-            RecommendedItem(id=ids[item], score=score, semantic_id=codes_L, title=titles[item])
+            RecommendedItem(ids[item], score, codes_L, titles[item])
             for item, score, codes_L in places
             if item != NO_ITEM
         ]

@@ -1,12 +1,16 @@
-"""The log as one JSON object a line, for those who collect logs by machine; keys never stand in it."""
+"""What the server logs by: text, or one JSON object a line for those who collect logs by machine, without keys."""
 
+import asyncio
 import json
 import logging
+from contextlib import nullcontext
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 from onerec.serving.observe import REQUEST_ID
 from onerec.serving.server import LogFormat
+
+_HANDLER = "onerec.serving.logs.TurnHandler"
 
 
 class JsonFormatter(logging.Formatter):
@@ -28,6 +32,45 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+class TurnHandler(logging.StreamHandler[TextIO]):
+    """Writes the lines of one turn of the event loop together, at its end; those of other threads at once.
+
+    A batch is answered within one turn, and to wake up whoever reads the log for every line of it would take as long
+    as the rest of HTTP does.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__(stream)
+        self._kept: list[tuple[logging.LogRecord, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line until the turn ends."""
+        try:
+            self._kept.append((record, self.format(record) + self.terminator))
+        except Exception:
+            self.handleError(record)
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.flush()
+        else:
+            if len(self._kept) == 1:
+                loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what is kept."""
+        with self.lock or nullcontext():
+            kept, self._kept = self._kept, []
+            if not kept:
+                return
+            try:
+                self.stream.write("".join(line for _, line in kept))
+                self.stream.flush()
+            except Exception:  # who read it has gone; the server goes on, as with any other handler
+                self.handleError(kept[-1][0])
+
+
 def log_config(log_format: LogFormat) -> dict[str, Any]:
     """What uvicorn is to log by.
 
@@ -38,12 +81,13 @@ def log_config(log_format: LogFormat) -> dict[str, Any]:
         from uvicorn.config import LOGGING_CONFIG
 
         formatters = {**LOGGING_CONFIG["formatters"], "access": {"format": "%(levelname)s:     %(message)s"}}
-        return {**LOGGING_CONFIG, "formatters": formatters}
+        handlers = {name: {**handler, "class": _HANDLER} for name, handler in LOGGING_CONFIG["handlers"].items()}
+        return {**LOGGING_CONFIG, "formatters": formatters, "handlers": handlers}
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"json": {"()": JsonFormatter}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+        "handlers": {"stderr": {"class": _HANDLER, "formatter": "json"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
             "uvicorn": {"level": "INFO"},

@@ -10,7 +10,6 @@ import time
 from contextvars import ContextVar
 
 from fastapi.responses import JSONResponse
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onerec.serving.metrics import Metrics
@@ -18,8 +17,8 @@ from onerec.serving.schema import ErrorResponse
 from onerec.serving.traces import Traces
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
-_HEADER = "x-request-id"
-_FIT_ID = re.compile(r"[!-~]{1,128}")
+_HEADER = b"x-request-id"
+_FIT_ID = re.compile(rb"[!-~]{1,128}")
 _NUM_ID_BYTES = 16
 _NOBODY = "none"  # the status of a request whose client had gone before it was read
 _FAILURE = "the server failed on this request; its log has the details"
@@ -38,13 +37,12 @@ class Observe:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        given = headers.get(_HEADER, "")
-        request_id = given if _FIT_ID.fullmatch(given) else os.urandom(_NUM_ID_BYTES).hex()
-        REQUEST_ID.set(request_id)
+        given = next((value for name, value in scope["headers"] if name == _HEADER), b"")
+        request_id = given if _FIT_ID.fullmatch(given) else os.urandom(_NUM_ID_BYTES).hex().encode()
+        REQUEST_ID.set(request_id.decode())
         answer = _Answer(send, request_id)
         begin_s = time.perf_counter()
-        with self._traces.request(scope["method"], headers) as span:
+        with self._traces.request(scope) as span:
             try:
                 await self.app(scope, receive, answer.send)
             except Exception:
@@ -68,7 +66,7 @@ class Observe:
 class _Answer:
     """What goes back: with the id on it, its status noted."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: bytes) -> None:
         self._send, self._request_id = send, request_id
         self.status: int | None = None  # None: nobody was left to answer
 
@@ -76,6 +74,5 @@ class _Answer:
         """Pass a part of the answer on."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            own = (_HEADER.encode(), self._request_id.encode("latin-1"))
-            message = {**message, "headers": [*message["headers"], own]}
+            message = {**message, "headers": [*message["headers"], (_HEADER, self._request_id)]}
         await self._send(message)

@@ -1,8 +1,11 @@
 """What the endpoint reads and answers: the types of its OpenAPI document.
 
 Empty lists and tables come from factories: a default that is written as such would be copied for every request.
+Recommendations are plain dataclasses: what the engine has found needs no validation, which would take longer than to
+write it as JSON.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -151,14 +154,18 @@ class EventsResponse(BaseModel):
     stored: int
 
 
-class RecommendedItem(BaseModel):
+@dataclass(slots=True)
+class RecommendedItem:
     """One place of the list."""
 
-    id: str | int = Field(description="the catalogue's own key")
-    score: float = Field(
-        description="log-probability of the semantic ID, or with `select` what set the order; compares items of one "
-        "answer only"
-    )
+    id: Annotated[str | int, Field(description="the catalogue's own key")]
+    score: Annotated[
+        float,
+        Field(
+            description="log-probability of the semantic ID, or with `select` what set the order; compares items of "
+            "one answer only"
+        ),
+    ]
     semantic_id: list[int]
     title: str
 
@@ -180,22 +187,27 @@ class BeamLevel(BaseModel):
     scores: list[float] = Field(description="log-probability of each prefix")
 
 
-class RecommendResponse(BaseModel):
+@dataclass(slots=True, kw_only=True)
+class RecommendResponse:
     """The best items, best first; fewer than k only where fewer are allowed."""
 
     items: list[RecommendedItem]
-    bundle: str = Field(description="content hash of the bundle that answered")
-    beams: int = Field(description="prefixes kept in the search")
-    expansions: int | None = Field(None, description="prefixes that the exact search read, where `exact` asked for it")
-    history_items_read: int = Field(description="newest items of the history that the model read")
-    history_items_unknown: int | None = Field(
-        None, description="stored items that the catalogue no longer has, where there are any; they were passed over"
-    )
-    milliseconds: StageMilliseconds | None = Field(None, description="where `timings` asked for it")
-    levels: list[BeamLevel] | None = Field(None, description="where `explain` asked for it")
+    bundle: Annotated[str, Field(description="content hash of the bundle that answered")]
+    beams: Annotated[int, Field(description="prefixes kept in the search")]
+    expansions: Annotated[
+        int | None, Field(description="prefixes that the exact search read, where `exact` asked for it")
+    ] = None
+    history_items_read: Annotated[int, Field(description="newest items of the history that the model read")]
+    history_items_unknown: Annotated[
+        int | None,
+        Field(description="stored items that the catalogue no longer has, where there are any; they were passed over"),
+    ] = None
+    milliseconds: Annotated[StageMilliseconds | None, Field(description="where `timings` asked for it")] = None
+    levels: Annotated[list[BeamLevel] | None, Field(description="where `explain` asked for it")] = None
 
 
-class RecommendBatchResponse(BaseModel):
+@dataclass(slots=True)
+class RecommendBatchResponse:
     """One answer a request, in their order."""
 
     responses: list[RecommendResponse]

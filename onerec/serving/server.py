@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LogFormat = Literal["text", "json"]
 SHUTDOWN_SECONDS = 30  # that requests in flight may still take after SIGTERM
+_NEW_OBJECTS = 20_000  # before the garbage collector reads them; the objects of some hundred requests
 _PACKAGES = ("fastapi", "starlette", "uvicorn", "prometheus_client")
 
 
@@ -100,10 +101,12 @@ def spare_collector() -> None:
     """Let the garbage collector pass over all that is loaded by now and stays: PyTorch, the bundle, the application.
 
     To read it all takes some tenths of a second, for which nothing else runs; and it was read again and again, as
-    answers to many requests grow old enough to call for a whole collection.
+    answers to many requests grow old enough to call for a whole collection. What a batch in work holds is not read
+    again and again either: all but little of it goes with its last reference.
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
 
 
 def missing_package(error: ModuleNotFoundError, packages: Sequence[str], extra: str) -> Exception:

@@ -81,11 +81,14 @@ class Service:
         self.changes.close()
         self._traces.close()
 
-    async def recommend(self, request: RecommendRequest) -> RecommendResponse:
+    async def recommend(self, request: RecommendRequest, lone: bool = True) -> RecommendResponse:
         """Look up the history and stand in line.
 
         An answer with an item that was taken out meanwhile is thrown away and the search done again: once a removal is
         acknowledged, the item is in no answer.
+
+        Args:
+            lone: it came by itself and may wait for company.
 
         Raises:
             UnknownUserError, ServingError, OverloadedError: the request is refused.
@@ -107,7 +110,7 @@ class Service:
             note({"history": (start, looked_up)})
         while True:
             catalogue = self.engine.catalogue
-            response = await self._batcher.submit(self.engine.query(request, stored, note))
+            response = await self._batcher.submit(self.engine.query(request, stored, note), lone)
             if self.engine.catalogue is catalogue or not self._is_outdated(response):
                 break
         if (milliseconds := response.milliseconds) is not None:
@@ -122,7 +125,9 @@ class Service:
         if len(batch.requests) > most:
             raise ServingError(f"requests: found {len(batch.requests)}, expected at most {most}.")
         catalogue = self.engine.catalogue
-        responses = list(await asyncio.gather(*map(self.recommend, batch.requests)))
+        # Those whose histories are read stand in line one after the other, as single requests do.
+        lone = len(batch.requests) == 1 or any(request.user_id is not None for request in batch.requests)
+        responses = list(await asyncio.gather(*(self.recommend(request, lone) for request in batch.requests)))
         while self.engine.catalogue is not catalogue:
             catalogue = self.engine.catalogue
             for place, request in enumerate(batch.requests):

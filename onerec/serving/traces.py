@@ -6,8 +6,11 @@ request's time. A caller's `traceparent` is taken up.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from onerec.errors import ConfigError
 
@@ -42,18 +45,11 @@ class Traces:
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer(__name__)
 
-    @contextmanager
-    def request(self, method: str, headers: Mapping[str, str]) -> Iterator["RequestSpan"]:
+    def request(self, scope: Scope) -> AbstractContextManager["RequestSpan"]:
         """The span of one request, current while it is handled."""
         if self._tracer is None:
-            yield RequestSpan(None, method)
-            return
-        from opentelemetry.propagate import extract
-        from opentelemetry.trace import SpanKind
-
-        parent = extract(dict(headers))
-        with self._tracer.start_as_current_span(method, context=parent, kind=SpanKind.SERVER) as span:
-            yield RequestSpan(span, method)
+            return nullcontext(RequestSpan(None, scope["method"]))
+        return self._traced(self._tracer, scope)
 
     def note_stages(self) -> Callable[[Stages], None] | None:
         """What writes stages below the span that is current now, from any thread; None where nothing is traced."""
@@ -70,6 +66,15 @@ class Traces:
                 tracer.start_span(name, context=parent, start_time=begin_ns).end(end_ns)
 
         return note
+
+    @contextmanager
+    def _traced(self, tracer: "Tracer", scope: Scope) -> Iterator["RequestSpan"]:
+        from opentelemetry.propagate import extract
+        from opentelemetry.trace import SpanKind
+
+        method, parent = scope["method"], extract(dict(Headers(scope=scope)))
+        with tracer.start_as_current_span(method, context=parent, kind=SpanKind.SERVER) as span:
+            yield RequestSpan(span, method)
 
     def close(self) -> None:
         """Send what has not been sent."""
