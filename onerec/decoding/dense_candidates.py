@@ -1,9 +1,9 @@
 """Items that the heads over whole items find likely and no beam came to.
 
 A beam dies with its first code, whatever a head thinks of the items below it. So those of the items missed that all
-heads together find likeliest get the decoder's score as well, code after code as a beam would, and stand with the
-items found in the order of all opinions (`onerec.decoding.rescoring`). The price: every batch reads the vectors of the
-whole catalogue, and the decoder as many more prefixes a level as there are candidates.
+heads together find likeliest get the decoder's score as well, the one that a beam would have, and stand with the items
+found in the order of all opinions (`onerec.decoding.rescoring`). The price: every batch reads the vectors of the whole
+catalogue, and the decoder the codes of all candidates.
 
 Shapes: B requests, W items found a request, C candidates, N items, E width of item vectors, L levels.
 """
@@ -56,13 +56,10 @@ def find_missed(
 
 @torch.inference_mode()
 def score_items(model: OneRec, context: Context, items_BC: Tensor) -> Tensor:
-    """The log-probabilities (B, C) of items, as beam search adds them up."""
-    codes_BCL, cache = model.codes_of(items_BC), model.new_cache()
+    """The log-probabilities (B, C) of items, as beam search adds them up: all their codes are known and read at once."""
+    codes_BCL = model.codes_of(items_BC)
     scores_BC = torch.zeros(items_BC.shape, device=items_BC.device)
-    for level in range(codes_BCL.size(2)):
-        read_BC = codes_BCL[..., level - 1] if level else None
-        log_probs_BCK = model.decode_step(read_BC, level, context, cache).expand(-1, items_BC.size(1), -1)
-        scores_BC = scores_BC + log_probs_BCK.gather(2, codes_BCL[..., level, None])[..., 0]
-        if level == 0:
-            cache.reorder(torch.zeros_like(items_BC))  # all candidates continue the root
+    for level, logits in enumerate(model.score_levels(context, codes_BCL)):
+        chosen_BC = logits.expand(-1, items_BC.size(1), -1).gather(2, codes_BCL[..., level, None])[..., 0]
+        scores_BC = scores_BC + chosen_BC - logits.logsumexp(dim=-1)
     return scores_BC
