@@ -56,7 +56,7 @@ def find_missed(
 
 @torch.inference_mode()
 def score_items(model: OneRec, context: Context, items_BC: Tensor) -> Tensor:
-    """The log-probabilities (B, C) of items, as beam search adds them up: all their codes are known and read at once."""
+    """The log-probabilities (B, C) of items, as beam search adds them up; all their codes are read at once."""
     codes_BCL = model.codes_of(items_BC)
     scores_BC = torch.zeros(items_BC.shape, device=items_BC.device)
     for level, logits in enumerate(model.score_levels(context, codes_BCL)):

@@ -85,6 +85,19 @@ def test_what_waits_is_decoded_together_by_kind_and_up_to_the_rows() -> None:
     assert model.batches == [[99], [1, 3, 5, 6], [2], [4], [7]]
 
 
+def test_who_comes_in_company_waits_for_no_more() -> None:
+    async def use(batcher: Batcher, model: Model) -> None:
+        model.gate.set()
+        company = asyncio.gather(*(batcher.submit(make_query(k=number), lone=False) for number in (1, 2, 3)))
+        await asyncio.wait_for(company, 30)
+        lone = asyncio.create_task(batcher.submit(make_query(k=4)))
+        await asyncio.sleep(0.05)
+        assert not lone.done()
+        lone.cancel()
+
+    assert in_line(Limits(batch_wait_ms=60_000), use).batches == [[1, 2, 3]]
+
+
 def test_one_failure_spoils_no_other_answer() -> None:
     async def use(batcher: Batcher, model: Model) -> None:
         model.gate.set()

@@ -3,8 +3,9 @@
 A body that calls itself `application/x+json` is JSON to FastAPI and goes its way.
 """
 
+import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,23 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, TypeAdapter, create_model
 
 from onerec.bundle import Bundle
 from onerec.serving import direct
 from onerec.serving.access import Keys
 from onerec.serving.app import create_app
-from onerec.serving.engine import Engine
+from onerec.serving.batching import Batcher
+from onerec.serving.engine import Engine, Query
 from onerec.serving.histories import SqliteHistories
 from onerec.serving.limits import Limits
+from onerec.serving.schema import (
+    BeamLevel,
+    RecommendBatchResponse,
+    RecommendedItem,
+    RecommendResponse,
+    StageMilliseconds,
+)
 
 KEY = "key-of-ann-and-hers"
 
@@ -122,6 +132,63 @@ def test_the_shorter_way_is_taken_and_asks_for_the_key(
     assert taken[-1] is not None
     page = client.get("/metrics").text
     assert f'onerec_responses_total{{route="{path}",status="401"}} 2.0' in page
+
+
+def as_models(kind: type[Any]) -> type[BaseModel]:
+    """A pydantic model with the fields of a dataclass."""
+    fields: dict[str, Any] = {}
+    for each in dataclasses.fields(kind):
+        required = each.default is dataclasses.MISSING
+        fields[each.name] = (kind.__annotations__[each.name], ... if required else each.default)
+    return create_model(kind.__name__, **fields)
+
+
+FLOATS = st.floats(allow_nan=False, allow_infinity=False) | st.floats(-20, 0, width=32)
+ITEMS = st.builds(
+    RecommendedItem, st.text() | st.integers(), FLOATS, st.lists(st.integers(0, 10**6), max_size=4), st.text()
+)
+
+
+@given(
+    st.lists(ITEMS, max_size=3),
+    st.none() | st.integers(0),
+    st.none() | st.builds(StageMilliseconds, history=FLOATS, wait=FLOATS, encode=FLOATS, search=FLOATS),
+    st.none() | st.just([BeamLevel(codes=[1, 2], parents=[0, 0], scores=[-0.5, -1e-7])]),
+)
+def test_an_answer_is_written_as_a_model_of_its_fields_is(
+    items: list[RecommendedItem], count: int | None, milliseconds: Any, levels: Any
+) -> None:
+    told: dict[str, Any] = {"bundle": "b" * 64, "beams": 50, "history_items_read": 7, "milliseconds": milliseconds}
+    told |= {"expansions": count, "history_items_unknown": count, "levels": levels}
+    answer = RecommendResponse(items=items, **told)
+    written = TypeAdapter(RecommendResponse).serializer.to_json(answer, exclude_none=True)
+    item_model, model = as_models(RecommendedItem), as_models(RecommendResponse)
+    models = [item_model.model_construct(**dataclasses.asdict(item)) for item in items]
+    described = create_model("Answer", __base__=model, items=(list[item_model], ...))  # type: ignore[valid-type]
+    assert written == described(items=models, **told).model_dump_json(exclude_none=True).encode()
+    whole = TypeAdapter(RecommendBatchResponse).serializer.to_json(RecommendBatchResponse([answer] * 2))
+    assert TypeAdapter(RecommendBatchResponse).validate_json(whole) == RecommendBatchResponse([answer] * 2)
+
+
+def test_only_what_comes_alone_waits_for_company(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch whose histories are read comes one by one, as single requests do."""
+    alone, submit = [], Batcher.submit
+
+    def note(batcher: Batcher, query: Query, lone: bool = True) -> Awaitable[RecommendResponse]:
+        alone.append(lone)
+        return submit(batcher, query, lone)
+
+    monkeypatch.setattr(Batcher, "submit", note)
+    headers = {"authorization": f"Bearer {KEY}"}
+    client.post("/v1/events", json={"events": [{"user_id": "ann", "item_id": "103"}]}, headers=headers)
+    inline, stored = {"history": [103]}, {"user_id": "ann"}
+    for requests, expected in (([inline, inline], False), ([inline, stored], True), ([inline], True)):
+        alone.clear()
+        assert both(client, json.dumps({"requests": requests}).encode(), path="/v1/recommend/batch")[0] == 200
+        assert alone == [expected] * 2 * len(requests)
+    alone.clear()
+    both(client, json.dumps(inline).encode())
+    assert alone == [True, True]
 
 
 def test_a_batch_counts_as_what_it_holds_either_way(small_bundle: Path) -> None:

@@ -152,6 +152,7 @@ def test_what_the_collector_passes_over_is_freed_all_the_same(small_bundle: Path
     """A bundle that another takes the place of: its memory goes with its last user."""
     engine = load_engine(small_bundle, Limits())
     parts = [weakref.ref(part) for part in (engine, engine.catalogue, engine.bundle.model)]
+    threshold = gc.get_threshold()
     gc.disable()
     spare_collector()
     try:
@@ -160,4 +161,5 @@ def test_what_the_collector_passes_over_is_freed_all_the_same(small_bundle: Path
         assert [part() for part in parts] == [None, None, None]
     finally:
         gc.unfreeze()
+        gc.set_threshold(*threshold)
         gc.enable()

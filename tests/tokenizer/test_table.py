@@ -32,6 +32,19 @@ def test_is_strict_both_ways(table: SemanticIdTable) -> None:
         table.items_with((0, 1, 0))
 
 
+def test_looks_up_many_ids_as_it_does_one(table: SemanticIdTable) -> None:
+    found = table.indices_of(["c", "a", "c"])
+    assert found.dtype == np.int64
+    assert found.tolist() == [table.index_of(item_id) for item_id in ("c", "a", "c")]
+    assert table.indices_of([]).shape == (0,)
+    messages = []
+    for look_up in (lambda: table.indices_of(["a", "z", "b"]), lambda: table.index_of("z")):
+        with pytest.raises(DataError, match="'z'") as refusal:
+            look_up()
+        messages.append(str(refusal.value))
+    assert messages[0] == messages[1]
+
+
 @pytest.mark.parametrize(
     ("codes", "levels", "ids", "ranks", "message"),
     [
