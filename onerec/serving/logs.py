@@ -11,6 +11,7 @@ from onerec.serving.observe import REQUEST_ID
 from onerec.serving.server import LogFormat
 
 _HANDLER = "onerec.serving.logs.TurnHandler"
+_REQUEST_LOGGERS = ("onerec.serving.observe", "uvicorn.access")
 
 
 class JsonFormatter(logging.Formatter):
@@ -33,18 +34,19 @@ class JsonFormatter(logging.Formatter):
 
 
 class TurnHandler(logging.StreamHandler[TextIO]):
-    """Writes the lines of one turn of the event loop together, at its end; those of other threads at once.
+    """Writes the lines that requests leave in one turn of the event loop together, at its end; all others at once.
 
     A batch is answered within one turn, and to wake up whoever reads the log for every line of it would take as long
-    as the rest of HTTP does.
+    as the rest of HTTP does. What else is logged, such as the end of the server, may have no turn after it.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__(stream)
         self._kept: list[tuple[logging.LogRecord, str]] = []
+        self._due: asyncio.AbstractEventLoop | None = None  # whose turn ends with a flush
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line until the turn ends."""
+        """Keep a request's line until the turn ends; write any other, behind what is kept."""
         try:
             self._kept.append((record, self.format(record) + self.terminator))
         except Exception:
@@ -55,12 +57,16 @@ class TurnHandler(logging.StreamHandler[TextIO]):
         except RuntimeError:
             self.flush()
         else:
-            if len(self._kept) == 1:
+            if record.name not in _REQUEST_LOGGERS:
+                self.flush()
+            elif self._due is not loop:
+                self._due = loop
                 loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Write what is kept."""
         with self.lock or nullcontext():
+            self._due = None
             kept, self._kept = self._kept, []
             if not kept:
                 return

@@ -10,7 +10,7 @@ from tokenizer.table import SemanticIdTable
 
 TINY = TigerSettings(
     num_layers=1, width=32, num_heads=2, head_width=16, feed_forward_width=64, dropout=0.0, max_history_items=3,
-    batch_size=32, num_steps=200, learning_rate=5e-3, warmup_steps=10, num_beams=8,
+    batch_size=32, num_steps=200, learning_rate=2e-3, warmup_steps=10, num_beams=8,
 )  # fmt: skip
 NUM_ITEMS = 9
 

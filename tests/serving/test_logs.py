@@ -32,7 +32,7 @@ def stream() -> Stream:
 
 @pytest.fixture
 def logger(stream: Stream) -> Iterator[logging.Logger]:
-    logger, handler = logging.getLogger("onerec.tests.turns"), TurnHandler(stream)
+    logger, handler = logging.getLogger("onerec.serving.observe"), TurnHandler(stream)
     logger.propagate = False
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
