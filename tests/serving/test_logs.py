@@ -5,7 +5,6 @@ import io
 import logging
 import logging.config
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -31,13 +30,14 @@ def stream() -> Stream:
 
 
 @pytest.fixture
-def logger(stream: Stream) -> Iterator[logging.Logger]:
-    logger, handler = logging.getLogger("onerec.serving.observe"), TurnHandler(stream)
-    logger.propagate = False
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    yield logger
-    logger.removeHandler(handler)
+def logger(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
+    """That of the requests, which others use too."""
+    logger = logging.getLogger("onerec.serving.observe")
+    monkeypatch.setattr(logger, "handlers", [TurnHandler(stream)])
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    logger.manager._clear_cache()  # levels are remembered
+    return logger
 
 
 def test_a_turn_of_the_loop_is_written_once(logger: logging.Logger, stream: Stream) -> None:
@@ -82,6 +82,23 @@ def test_what_cannot_be_written_stops_nothing(
     asyncio.run(main())
     assert not troubles
     assert capsys.readouterr().err.count("--- Logging error ---") == 2
+
+
+def test_what_is_no_requests_is_written_at_once_behind_what_came_before(
+    logger: logging.Logger, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = logging.getLogger("uvicorn.error")
+    monkeypatch.setattr(server, "handlers", logger.handlers)
+    monkeypatch.setattr(server, "level", logging.INFO)
+    server.manager._clear_cache()
+
+    async def main() -> None:
+        logger.info("a request")
+        assert not stream.getvalue()
+        server.info("the end")  # after which no turn may come
+        assert stream.getvalue() == "a request\nthe end\n"
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
