@@ -60,9 +60,10 @@ class Benchmark:
         changes = [*self.overrides, f"seed={seed}", f"name={named.name}-{seed}"]
         config = load_settings(AlignedRunConfig, self.config, changes)
         pipeline = Pipeline.open(config.run_config(), self.runs)
-        for stage in ("data", "tokenizer", "pretrain"):
-            pipeline.run(stage)
+        pipeline.run("data")
         self._require_weight(pipeline)
+        for stage in ("tokenizer", "pretrain"):
+            pipeline.run(stage)
         if self.with_reward or config.align.reward.preference is not None:
             train_reward(pipeline, config.reward)
         align(pipeline, config.align)

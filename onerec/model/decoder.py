@@ -37,9 +37,8 @@ class DecoderCache:
         self.prefixes_BW = torch.zeros(0, 0, dtype=torch.long)
         self.bos_BI: list[KeysValues] = []  # a layer
         self.folded: dict[int, FoldedContext] = {}  # of layers whose beams are many, see `fold`
-        self._codes: list[list[KeysValues]] = [
-            [] for _ in range(num_layers)
-        ]  # a layer, a code: (B * W of its level, I)
+        # A layer, a code: (B * W of its level, I) each.
+        self._codes: list[list[KeysValues]] = [[] for _ in range(num_layers)]
         self._ancestors: list[Tensor] = []  # a code: (B * W,) its row that each beam of now descends from
 
     def append(self, layer: int, keys_BWI: Tensor, values_BWI: Tensor) -> list[KeysValues]:
