@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
@@ -85,8 +86,18 @@ def on_cores(cores: AbstractSet[int]) -> Iterator[None]:
 
 
 @contextmanager
+def _ending_by_exit() -> Iterator[None]:
+    """SIGTERM ends this program as `sys.exit` does, so that what it has started is ended too."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def serving(bundle: Path, histories: str | Path, limits: Sequence[str] = ()) -> Iterator[Endpoint]:
-    """A server of a bundle, killed in the end.
+    """A server of a bundle, killed in the end, and where SIGTERM ends this program; to be used in its main thread.
 
     Args:
         limits: such as `max_batch_rows=512`.
@@ -94,24 +105,26 @@ def serving(bundle: Path, histories: str | Path, limits: Sequence[str] = ()) -> 
     command = [sys.executable, str(ROOT / "serve.py"), "--bundle", str(bundle), "--histories", str(histories)]
     command += ["--port", "0", *(word for limit in limits for word in ("--set", limit))]
     environment = {**os.environ, "ONEREC_ADMIN_KEY": ADMIN_KEY}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, cwd=ROOT
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    address = re.search(r":(\d+)/v1", line)
-    if address is None:
-        raise RuntimeError(f"the server did not start: {command}")
-    endpoint = Endpoint(int(address[1]), process)
-    # A line a request: a pipe that nobody empties would be full after some hundreds, and the server wait for ever.
-    reader = threading.Thread(target=process.stdout.read)
-    reader.start()
-    try:
-        yield endpoint
-    finally:
-        endpoint.kill()
-        reader.join()
-        process.stdout.close()
+    with (
+        _ending_by_exit(),
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, cwd=ROOT
+        ) as process,
+    ):
+        stdout = process.stdout
+        assert stdout is not None
+        # A line a request: a pipe that nobody empties would be full after some hundreds, and the server wait for ever.
+        reader = threading.Thread(target=lambda: deque(stdout, maxlen=0))
+        try:
+            address = re.search(r":(\d+)/v1", stdout.readline())
+            if address is None:
+                raise RuntimeError(f"the server did not start: {command}")
+            reader.start()
+            yield Endpoint(int(address[1]), process)
+        finally:
+            process.kill()
+            if reader.ident is not None:
+                reader.join()
 
 
 class _Connection(asyncio.Protocol):

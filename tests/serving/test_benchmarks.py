@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks import live_changes, serving
-from benchmarks.endpoint import FAILED, Answer, Client, http, offer
+from benchmarks.endpoint import FAILED, ROOT, Answer, Client, http, offer
 from benchmarks.live_changes import Watcher
 from benchmarks.serving import Tally
 from onerec.bundle import Bundle
@@ -131,6 +135,24 @@ def test_a_batch_call_holds_what_the_decoder_searches(small_bundle: Path) -> Non
     assert [len(body) for body in bodies] == [100, 100, 100]
     assert bodies[0] == bodies[2] != bodies[1]
     assert bodies[1][7]["history"] == [100 + item for item in requests.histories[107]]
+
+
+def test_a_benchmark_that_is_terminated_takes_its_server_along(small_bundle: Path, tmp_path: Path) -> None:
+    program = (
+        "import signal, sys, pathlib; from benchmarks.endpoint import serving\n"
+        "with serving(pathlib.Path(sys.argv[1]), sys.argv[2]) as endpoint:\n"
+        "    print(endpoint.port, flush=True); signal.pause()"
+    )
+    command = [sys.executable, "-c", program, str(small_bundle), str(tmp_path / "histories.sqlite")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        with socket.create_connection(("127.0.0.1", port)):
+            process.terminate()
+        process.wait()
+    assert process.returncode == 128 + signal.SIGTERM
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
 
 
 @pytest.mark.slow
