@@ -9,6 +9,7 @@ from onerec.config import RunConfig
 from rl.dpo import PreferenceSettings
 from rl.preference.settings import RewardModelSettings
 from rl.rewards.feedback import FeedbackSettings
+from rl.rewards.future import FutureRewardSettings
 from rl.rewards.industrial import Rule
 from rl.rewards.preference import PreferenceRewardSettings
 from tokenizer.settings import Settings
@@ -49,6 +50,7 @@ class RewardSettings(Settings):
     rank_weight: float = Field(1.0, ge=0, description="weight of the ranking reward on the prompt's target; 0: none")
     prefix_credit: float = Field(0.0, ge=0, le=1, description="ranking reward: credit for leading codes that are right")
     preference: PreferenceRewardSettings | None = Field(None, description="what the reward model expects; null: none")
+    future: FutureRewardSettings | None = Field(None, description="what the user came to later; null: none")
     rules: tuple[Rule, ...] = Field((), description="industrial rules, see rl/rewards/industrial.py")
 
 

@@ -33,7 +33,8 @@ from rl.experience import ExperienceMaker
 from rl.generation import Generate, RolloutPlan
 from rl.monitor import Baseline, probe
 from rl.policy import Policy
-from rl.rewards.combined import ItemRewards
+from rl.rewards.combined import ItemRewards, Judge
+from rl.rewards.future import FutureReward
 from rl.rewards.preference import PreferenceReward, PreferenceRewardSettings
 from rl.settings import AlignSettings
 from rl.supervision import SupervisedWindows, kept_targets
@@ -131,21 +132,24 @@ class _Alignment:
         settings, seed = self.settings, self.pipeline.config.seed
         args = training_arguments(settings, work, seed)
         table, items = self.pipeline.table, self.pipeline.data.items
-        rewards = ItemRewards(settings.reward, table.codes_NL, items, self._preference())
+        rewards = ItemRewards(settings.reward, table.codes_NL, items, list(self._judges()))
         shard = (args.process_index, args.world_size)
         maker = ExperienceMaker(self.plan, generate, rewards, *shard)
         windows = self._supervised_windows(*shard)
         policy = Policy(self.model, self.plan.trie, settings)
         return AlignTrainer(policy, self.reference, maker, windows, settings, self._overseer(work), args)
 
-    def _preference(self) -> PreferenceReward | None:
-        """The reward model's judgement, where the config asks for it."""
-        wanted = self.settings.reward.preference
-        if wanted is None:
-            return None
-        model = load_reward_model(_reward_folder(self.pipeline, wanted), self.pipeline.table)
-        judge = model.to(self.pipeline.processes.device)
-        return PreferenceReward(judge, self.plan.prompts.training, wanted.weights, "align.reward.preference.weights")
+    def _judges(self) -> Iterator[tuple[float, Judge]]:
+        """The reward model and the users' later events, where the config asks for them."""
+        training, reward = self.plan.prompts.training, self.settings.reward
+        if reward.preference is not None:
+            wanted = reward.preference
+            model = load_reward_model(_reward_folder(self.pipeline, wanted), self.pipeline.table)
+            model.to(self.pipeline.processes.device)
+            key = "align.reward.preference.weights"
+            yield wanted.weight, PreferenceReward(model, training, wanted.weights, key)
+        if reward.future is not None:
+            yield reward.future.weight, FutureReward(training, reward.future)
 
     def publish(self, good: Path, folder: Path, trainer: AlignTrainer) -> None:
         """Write a bundle to serve, then the artefact: weights, log, figures before and after, and the manifest."""

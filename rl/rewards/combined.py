@@ -1,16 +1,19 @@
 """The reward of a generated item as the config puts it together: a sum, then industrial rules in their order.
 
-The sum: base, ranking reward, preference.
+The sum: base, ranking reward, and what judges of a log's row say: the reward model, the user's own later events.
 """
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import polars as pl
 
 from rl.rewards.industrial import IndustrialRules
-from rl.rewards.preference import PreferenceReward
 from rl.rewards.rank import ranking_rewards, ranks_of
 from rl.rollout import PromptBatch
 from rl.settings import RewardSettings
+
+Judge = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of rows (B,) and items (B, G), -1 for none: rewards (B, G)
 
 
 class ItemRewards:
@@ -20,7 +23,7 @@ class ItemRewards:
         settings: which rewards, and their weights.
         codes_NL: the ID table, for prefix credit.
         items: the items table, row k is item index k, for the rules.
-        preference: the reward model's judgement, where the settings ask for it.
+        judges: each with its weight in the sum.
 
     Raises:
         ConfigError: a rule that does not fit the items table.
@@ -31,11 +34,11 @@ class ItemRewards:
         settings: RewardSettings,
         codes_NL: np.ndarray,
         items: pl.DataFrame,
-        preference: PreferenceReward | None = None,
+        judges: Sequence[tuple[float, Judge]] = (),
     ) -> None:
         self._settings = settings
         self._codes_NL = codes_NL
-        self._preference = preference
+        self._judges = judges
         self._rules = IndustrialRules(settings.rules, items)
 
     def __call__(self, prompts: PromptBatch, items_BG: np.ndarray, scores_BG: np.ndarray) -> np.ndarray:
@@ -52,6 +55,6 @@ class ItemRewards:
             targets_B, ranks_BG = prompts.targets_B, ranks_of(scores_BG)
             ranked_BG = ranking_rewards(items_BG, ranks_BG, targets_B, self._codes_NL, settings.prefix_credit)
             rewards_BG = rewards_BG + settings.rank_weight * ranked_BG
-        if settings.preference is not None and self._preference is not None:
-            rewards_BG = rewards_BG + settings.preference.weight * self._preference(prompts.rows_B, items_BG)
+        for weight, judge in self._judges:
+            rewards_BG = rewards_BG + weight * judge(prompts.rows_B, items_BG)
         return self._rules.apply(rewards_BG, items_BG)
