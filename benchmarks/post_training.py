@@ -2,8 +2,9 @@
 
 In the synthetic world of configs/world.yaml a model and a reward model are trained for every seed, and every row aligns
 a copy of that model: RSFT alone, then each objective beside it; `+ selection` puts the beams in order by the reward
-model, `+ format` adds the format reward. Simulated users then play against all of them with the same luck (`rl.ab`).
-Half of the users are for choosing settings (`--users validation`), the other half for the table.
+model, `+ format` adds the format reward, `+ legality` the share of the legal codes (`align.legality_weight`). Simulated
+users then play against all of them with the same luck (`rl.ab`). Half of the users are for choosing settings (`--users
+validation`), the other half for the table.
 
 - `watch_time`       true expected seconds a place of a slate
 - `gap_closed`       of the pre-trained model's gap to the oracle, with its interval: users are resampled, each with the
@@ -65,6 +66,7 @@ ROWS: dict[str, tuple[str, ...] | None] = {
     "gbpo": ("align.objective.kind=gbpo",),
     "ecpo" + SELECTION: ECPO,
     "ecpo + format": (*ECPO, "align.format={group_size: 32, chosen: 5}"),
+    "ecpo + legality": (*ECPO, "align.legality_weight=1"),
 }
 _COPIED = ("data", "tokenizer", "pretrain", "reward")
 _LEGALITY_REQUESTS, _LEGALITY_SAMPLES = 256, 32

@@ -41,6 +41,7 @@ class PolicyOutput:
     logged: Scores | None
     supervised_loss: Tensor | None
     num_targets: int  # that the supervised loss is to count for
+    legal_masses_BG: Tensor | None = None  # log-probability that free choices along the generated items stay legal
 
 
 class Policy(nn.Module):
@@ -65,11 +66,13 @@ class Policy(nn.Module):
         if experience.logged_advantages_B is not None:
             targets_B1 = torch.from_numpy(prompts.targets_B[:, None]).to(context.states_BSD.device)
             logged = self.score(context, targets_B1, None)
+        masses_BG = self._legal_masses(context, experience.rollout.items_BG) if self._settings.legality_weight else None
         self.train(was_training)
         if windows is None:
-            return PolicyOutput(scores, free, logged, None, 0)
+            return PolicyOutput(scores, free, logged, None, 0, masses_BG)
         outputs = self.model(**windows.inputs)
-        return PolicyOutput(scores, free, logged, outputs.loss, int(outputs.num_targets) * windows.counted)
+        num_targets = int(outputs.num_targets) * windows.counted
+        return PolicyOutput(scores, free, logged, outputs.loss, num_targets, masses_BG)
 
     def score(self, context: Context, items_BG: Tensor, excluded: list | None) -> Scores:
         """Log-probabilities of items under the distribution that the objective's settings name."""
@@ -77,6 +80,11 @@ class Policy(nn.Module):
         if self._settings.objective.scoring == "plain":
             return score_codes(self.model, context, self.model.codes_of(items_BG), temperature)
         return score_items(self.model, context, items_BG, self._trie, temperature, excluded)
+
+    def _legal_masses(self, context: Context, items_BG: Tensor) -> Tensor:
+        """What an item's probability loses at each step to codes that may not follow, as a logarithm, summed."""
+        plain = score_codes(self.model, context, self.model.codes_of(items_BG))
+        return plain.log_probs_BG - score_items(self.model, context, items_BG, self._trie).log_probs_BG
 
 
 def surrogate(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, settings: ObjectiveSettings) -> Tensor:

@@ -125,6 +125,9 @@ class AlignSettings(Settings):
     rollout: RolloutSettings = RolloutSettings()
     reward: RewardSettings = RewardSettings()
     format: FormatSettings | None = None
+    legality_weight: float = Field(
+        0.0, ge=0, description="of the mean log-probability that free choices along the generated items stay legal"
+    )
     feedback: LoggedFeedbackSettings | None = None
     objective: ObjectiveSettings = ObjectiveSettings()
     supervised: SupervisedSettings = SupervisedSettings()

@@ -199,7 +199,7 @@ class AlignTrainer(StagedCheckpoints):
 def policy_loss(
     output: PolicyOutput, experience: Experience, settings: AlignSettings, preference: PreferenceLoss | None
 ) -> Tensor:
-    """Minus the objective: of the generated items or pairs, and by option of free and of logged ones; KL by option."""
+    """Minus the objective: of the generated items or pairs; by option of free and of logged ones, KL, and legality."""
     objective = settings.objective
     present_BG, reference_BG = experience.rollout.present_BG, experience.reference_log_probs_BG
     log_probs_BG = output.scores.log_probs_BG
@@ -219,6 +219,8 @@ def policy_loss(
         nothing = torch.full_like(output.logged.log_probs_BG, float("nan"))
         gains_B1 = surrogate(output.logged.log_probs_BG, nothing, experience.logged_advantages_B[:, None], objective)
         loss = loss - settings.feedback.weight * gains_B1.mean()
+    if output.legal_masses_BG is not None:
+        loss = loss - settings.legality_weight * (output.legal_masses_BG * present_BG).mean()
     return loss
 
 

@@ -151,3 +151,34 @@ def test_each_further_term_has_its_weight() -> None:
     loss.backward()
     torch.testing.assert_close(free.grad, row(-1.5, 0.0, -1.5, 0.0))
     torch.testing.assert_close(logged.grad, torch.tensor([[-3.5], [3.5]]))
+
+
+# ---- legality ----------------------------------------------------------------------------------------------------
+
+
+def test_legal_masses_are_what_the_legal_codes_hold_at_each_step(toy) -> None:
+    settings = settings_of(legality_weight=2.0, objective={"weight": 0.0}, supervised={"weight": 0})
+    policy = Policy(toy.model, toy.trie, settings).eval()
+    experience, _ = make_maker(toy, settings).make(policy, toy.model, 0)
+    output = policy(experience, None)
+    masses_BG = output.legal_masses_BG
+    context = experience.prompts.encode(toy.model)
+    items_BG = experience.rollout.items_BG
+    logits = toy.model.score_levels(context, toy.model.codes_of(items_BG))
+    for request, item in ((0, 0), (3, 1), (7, 5)):
+        codes = toy.codes_NL[items_BG[request, item]]
+        wanted = 0.0
+        for level, logits_BWK in enumerate(logits):
+            probs_K = logits_BWK.expand(-1, items_BG.size(1), -1)[request, item].softmax(dim=0)
+            legal = np.unique(toy.codes_NL[(toy.codes_NL[:, :level] == codes[:level]).all(axis=1), level])
+            wanted += probs_K[torch.from_numpy(legal).long()].sum().log().item()
+        assert masses_BG[request, item].item() == pytest.approx(wanted, abs=1e-4)
+    present_BG = experience.rollout.present_BG
+    loss = policy_loss(output, experience, settings, None)
+    assert loss.item() == pytest.approx(-2.0 * (masses_BG * present_BG).mean().item(), rel=1e-5)
+
+
+def test_without_the_weight_no_legal_mass_is_taken(toy) -> None:
+    policy = Policy(toy.model, toy.trie, settings_of())
+    experience, _ = make_maker(toy, settings_of()).make(policy, toy.model, 0)
+    assert policy(experience, None).legal_masses_BG is None
