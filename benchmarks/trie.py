@@ -30,7 +30,8 @@ from benchmarks.figures import publish
 from benchmarks.static_csr import StaticIndex
 from kernels.memory import keep_freed_memory
 from onerec.decoding.continuations import best_continuations
-from onerec.decoding.trie import Exclusions, Trie
+from onerec.decoding.exclusions import Exclusions
+from onerec.decoding.trie import Trie
 
 NUM_CODES, NUM_LEVELS, NUM_BEAMS = 2048, 3, 50
 FULL_SIZES, QUICK_SIZES = (10**4, 10**5, 10**6, 10**7), (10**4, 10**5, 10**6)

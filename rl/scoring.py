@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onerec.decoding.exclusions import Exclusions
 from onerec.decoding.sampling import logsumexp_by_slot
-from onerec.decoding.trie import Exclusions, Trie
+from onerec.decoding.trie import Trie
 from onerec.model.context import Context
 from onerec.model.onerec import OneRec
 

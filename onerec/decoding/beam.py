@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onerec.decoding.continuations import best_continuations
-from onerec.decoding.trie import Exclusions, Trie
+from onerec.decoding.exclusions import Exclusions
+from onerec.decoding.trie import Trie
 from onerec.errors import ArtifactError, ConfigError, DataError
 
 

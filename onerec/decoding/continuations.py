@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from kernels.backends import Backend, takes_kernel
+from onerec.decoding.exclusions import Exclusions
 from onerec.decoding.range_bits import RANGE_BITS
-from onerec.decoding.trie import SPARSE_SHARE, Exclusions, Trie
+from onerec.decoding.trie import Trie
 from onerec.errors import OneRecError
 
 _NODE_BITS = 32
@@ -72,7 +73,7 @@ def best_continuations(
         return _by_kernel(trie, level, beams, num_beams, exclusions, normalise)
     steps_BWK = logits_BWK.float().log_softmax(dim=2) if normalise else logits_BWK
     beams = _Beams(nodes_BW, alive_BW, scores_BW, steps_BWK)
-    if floor_B is None and _is_wide(trie, level):
+    if floor_B is None and level > 0 and trie.is_wide(level):
         found = _probe(trie, level, beams, num_beams, exclusions)
         if found is not None:
             return found
@@ -108,11 +109,6 @@ class _Beams:
         flat_BC = slots_BC * self.steps_BWK.size(2) + codes_BC
         steps_BC = self.steps_BWK.flatten(1).gather(1, flat_BC).float()
         return self.scores_BW.gather(1, slots_BC) + steps_BC
-
-
-def _is_wide(trie: Trie, level: int) -> bool:
-    """Whether so many codes may follow many prefixes that probing is the faster way, and a code stands for one node."""
-    return level > 0 and trie.share(level) > SPARSE_SHARE and (level < trie.num_levels - 1 or trie.has_unique_codes)
 
 
 def _by_kernel(

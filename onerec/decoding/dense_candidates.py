@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from onerec.decoding.beam import BeamResult
+from onerec.decoding.exclusions import flat_items
 from onerec.decoding.rescoring import opinions_of_all
-from onerec.decoding.trie import Trie, flat_items
+from onerec.decoding.trie import Trie
 from onerec.model.context import Context
 from onerec.model.onerec import OneRec
 

@@ -24,7 +24,8 @@ from onerec.decoding.beam import (
     find_exclusions,
     start_beams,
 )
-from onerec.decoding.trie import Exclusions, Trie
+from onerec.decoding.exclusions import Exclusions
+from onerec.decoding.trie import Trie
 from onerec.errors import ConfigError
 
 

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from onerec.decoding.beam import BatchContext, CodeModel, check_catalogue, find_exclusions
 from onerec.decoding.continuations import check_numbers
-from onerec.decoding.trie import Candidates, Exclusions, Trie
+from onerec.decoding.exclusions import Exclusions
+from onerec.decoding.trie import Candidates, Trie
 from onerec.errors import ConfigError
 
 

@@ -26,8 +26,9 @@ from onerec.decoding.beam import (
     start_beams,
 )
 from onerec.decoding.continuations import unique_keys
+from onerec.decoding.exclusions import Exclusions
 from onerec.decoding.recommender import OneRecRecommender
-from onerec.decoding.trie import Exclusions, Trie
+from onerec.decoding.trie import Trie
 from onerec.errors import ConfigError
 from onerec.model.context import Context
 from onerec.model.decoder import DecoderCache

@@ -1,7 +1,6 @@
 """The catalogue as a prefix tree over semantic IDs: which codes may follow which prefix, for all beams at once.
 
-Shapes: B batch, W beams, C candidates of a request, E excluded items of all requests, N items, M of them in the tree, L
-code levels, R ranges of nodes.
+Shapes: B batch, W beams, C candidates of a request, N items, M of them in the tree, L code levels.
 
 Items are sorted by their codes; an item's place in that order is its *rank*. A node of level l is a distinct prefix of
 l + 1 codes, numbered in the same order, so that the children of a node are a contiguous run of nodes one level down.
@@ -16,7 +15,8 @@ items only; the others have no rank and are never reached. The layout is compres
    table of the second level, where 2048 codes may follow 2048, would take 16 MB whatever the catalogue's size.
 2. Candidates are packed per request, not padded per beam to the largest branching: work follows the children there are.
 3. Exclusions of one request are bits over ranges of nodes, found once before the search, bottom up; ranges without an
-   exclusion share one block of zeros, so that a request costs what it excludes, not the catalogue.
+   exclusion share one block of zeros, so that a request costs what it excludes, not the catalogue
+   (`onerec.decoding.exclusions`).
 4. What many requests may not reach (a category) is cut off by `restrict`, so that the search does not even read it.
 5. Items join and leave without a rebuild: `add`, `remove` and `restore` make the next tree, which shares the arrays of
    this one and reads them past a short list of changes (`onerec.decoding.trie_changes`). A tree never changes itself.
@@ -33,7 +33,6 @@ from torch import Tensor
 
 from onerec.decoding.child_bits import ChildBits
 from onerec.decoding.id_table import check_table, cut_levels, narrowest_type, sort_items
-from onerec.decoding.range_bits import RangeBits
 from onerec.decoding.trie_changes import Arrays, Changes, bisect
 from tokenizer.errors import DataError
 
@@ -244,13 +243,15 @@ class Trie:
         None where so few codes follow that it is not worth the memory, or where several leaves may share a code.
         """
         return tuple(
-            ChildBits.of(offsets, codes, num_codes)
-            if self.share(level) > SPARSE_SHARE and (level < self.num_levels - 1 or self.has_unique_codes)
-            else None
+            ChildBits.of(offsets, codes, num_codes) if self.is_wide(level) else None
             for level, (offsets, codes, num_codes) in enumerate(
                 zip(self.child_offsets, self.child_codes, self.codes_per_level, strict=True)
             )
         )
+
+    def is_wide(self, level: int) -> bool:
+        """Whether many of the codes of `level` follow the nodes above, and each of them stands for one child."""
+        return self.share(level) > SPARSE_SHARE and (level < self.num_levels - 1 or self.has_unique_codes)
 
     def share(self, level: int) -> float:
         """Codes of `level` that follow a node above, on average, among all."""
@@ -359,64 +360,3 @@ class Trie:
     def ranks_of(self, items: Tensor) -> Tensor:
         """Leaves, int64, of item indices; -1 for an item that is not in the tree."""
         return self.rank_of_item[items].long() if self.changes is None else self.changes.ranks(items)
-
-
-class Exclusions:
-    """Nodes that each request of a batch may not enter, because all their items are excluded.
-
-    Args:
-        trie: the catalogue.
-        excluded: item indices to exclude, one array a request; repeats are harmless.
-
-    Raises:
-        DataError: an item index outside the catalogue.
-    """
-
-    def __init__(self, trie: Trie, excluded: Sequence[np.ndarray]) -> None:
-        requests_E, items_E = flat_items(trie, excluded)
-        ranks_E = trie.ranks_of(items_E)
-        inside_E = ranks_E >= 0
-        shape = len(excluded), trie.num_nodes(trie.num_levels - 1)
-        requests_E, nodes_E = _distinct(requests_E[inside_E], ranks_E[inside_E], shape[1])
-        missing = trie.num_items - trie.num_leaves  # nobody can reach them
-        self.num_excluded_B = torch.bincount(requests_E, minlength=len(excluded)) + missing
-        bits: list[RangeBits | None] = []
-        for level in range(trie.num_levels - 1, -1, -1):
-            bits.append(RangeBits(requests_E, nodes_E, shape) if len(nodes_E) else None)
-            if level:
-                shape = len(excluded), trie.num_nodes(level - 1)
-                parents_E, num_dead_E = (requests_E * shape[1] + trie.parents(level, nodes_E)).unique_consecutive(
-                    return_counts=True
-                )
-                requests_E, nodes_E = parents_E // shape[1], parents_E % shape[1]
-                dead_E = num_dead_E == trie.num_children(level, nodes_E)
-                requests_E, nodes_E = requests_E[dead_E], nodes_E[dead_E]
-        self._bits = tuple(reversed(bits))
-
-    def bits(self, level: int) -> RangeBits | None:
-        """The dead nodes of a level; None when there is none in any request."""
-        return self._bits[level]
-
-    def contains(self, level: int, nodes_BC: Tensor) -> Tensor | None:
-        """Where a node of `level` is dead (B, C); None when no node of this level is dead in any request."""
-        bits = self._bits[level]
-        return None if bits is None else bits.lookup(nodes_BC)
-
-
-def flat_items(trie: Trie, excluded: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """The request that excludes, and the item that is excluded, for all of them."""
-    flat = np.concatenate([np.asarray(items, dtype=np.int64) for items in excluded])
-    wrong = flat[(flat < 0) | (flat >= trie.num_items)]
-    if len(wrong):
-        raise DataError(
-            f"excluded items: found {len(wrong)} indices outside the catalogue (first: {wrong[0]}), expected "
-            f"0 to {trie.num_items - 1}. Exclude items of the catalogue the trie was built from."
-        )
-    requests = np.repeat(np.arange(len(excluded)), [len(items) for items in excluded])
-    return torch.from_numpy(requests).to(trie.device), torch.from_numpy(flat).to(trie.device)
-
-
-def _distinct(requests_E: Tensor, nodes_E: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
-    """Pairs in ascending order, each once."""
-    pairs_E = (requests_E * num_nodes + nodes_E).unique()
-    return pairs_E // num_nodes, pairs_E % num_nodes

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from onerec.decoding import continuations
+from onerec.decoding import trie as trie_module
 from onerec.decoding.continuations import Continuations, best_continuations, top_of_sums
-from onerec.decoding.trie import Exclusions, Trie
+from onerec.decoding.exclusions import Exclusions
+from onerec.decoding.trie import Trie
 from onerec.errors import OneRecError
 
 
@@ -57,13 +59,16 @@ def as_rows(found: Continuations) -> list[list[tuple[float, int, int, int]]]:
     k=st.integers(1, 12),
     excluding=st.booleans(),
     coarse=st.booleans(),
-    how=st.sampled_from(["as it comes", "probe", "list", "changed"]),
+    how=st.sampled_from(["as it comes", "probe", "bisect", "list", "changed"]),
 )
 @settings(max_examples=60)
 def test_the_best_of_everything_come_back_whichever_way_is_taken(
     seed: int, share: float, num_codes: int, k: int, excluding: bool, coarse: bool, how: str
 ) -> None:
-    """Coarse logits make ties, which go to the first in the trie."""
+    """Coarse logits make ties, which go to the first in the trie.
+
+    Probes are looked up in bits where a level has them, which it has by the same share, and elsewhere by bisection.
+    """
     generator = np.random.default_rng(seed)
     space = 6 * num_codes
     flat_N = generator.choice(space, size=max(2, int(share * space)), replace=False)
@@ -82,8 +87,14 @@ def test_the_best_of_everything_come_back_whichever_way_is_taken(
         logits_BWK, scores_BW = logits_BWK.round(), torch.zeros_like(scores_BW)
     beams = (nodes_BW, alive_BW, scores_BW)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(continuations, "SPARSE_SHARE", {"probe": 0.0, "list": 2.0}.get(how, 1 / 16))
+        patch.setattr(
+            trie_module, "SPARSE_SHARE", 2.0 if how in ("list", "bisect") else 0.0 if how == "probe" else 1 / 16
+        )
+        is_without_bits = trie.child_bits == (None, None)
+        if how == "bisect":
+            patch.setattr(trie_module, "SPARSE_SHARE", 0.0)
         found = best_continuations(trie, 1, *beams, logits_BWK, k, dead, normalise=True)
+    assert is_without_bits == (how in ("list", "bisect"))
     assert as_rows(found) == sort_all(trie, 1, beams, logits_BWK, k, dead)
 
 

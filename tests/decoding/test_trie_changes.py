@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onerec.decoding.trie import Exclusions, Trie
+from onerec.decoding.exclusions import Exclusions
+from onerec.decoding.trie import Trie
 from onerec.errors import DataError
 
 # In code order: 010 is item 2, 012 item 5, 030 item 1, 201 item 4, 202 item 0, 203 item 3.

@@ -28,8 +28,9 @@ from onerec.decoding.beam import (
     start_beams,
 )
 from onerec.decoding.continuations import Continuations, best_continuations, keep_best
+from onerec.decoding.exclusions import Exclusions
 from onerec.decoding.parallel.model import SharedOneRec
-from onerec.decoding.trie import Exclusions, Trie
+from onerec.decoding.trie import Trie
 from onerec.model.context import Context
 
 _NOBODY = -1  # in the place of a proposal's node

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from kernels import reference, triton_trie_top_k
 from kernels.triton_trie_top_k import trie_top_k
 from onerec.decoding.continuations import best_continuations
-from onerec.decoding.trie import Exclusions, Trie
+from onerec.decoding.exclusions import Exclusions
+from onerec.decoding.trie import Trie
 
 RANGE_BITS = 4
 
