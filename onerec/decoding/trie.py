@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from onerec.decoding.child_bits import ChildBits
+from onerec.decoding.child_offsets import ChildOffsets
 from onerec.decoding.id_table import check_table, cut_levels, narrowest_type, sort_items
 from onerec.decoding.trie_changes import Arrays, Changes, bisect
 from tokenizer.errors import DataError
@@ -54,9 +55,7 @@ class Trie:
     """Prefix tree of a catalogue in compressed sparse rows; build it with `from_table`."""
 
     codes_per_level: tuple[int, ...]
-    child_offsets: tuple[
-        Tensor, ...
-    ]  # a level: int32 (nodes above + 1,); children of node n are offsets[n]:offsets[n + 1]
+    child_offsets: tuple[ChildOffsets, ...]  # a level: of the nodes above
     child_codes: tuple[Tensor, ...]  # a level: uint8, int16 or int32 (nodes,)
     item_of_rank: Tensor  # int32 (M,)
     rank_of_item: Tensor  # int32 (N,), -1 for an item that is not in the tree
@@ -89,7 +88,7 @@ class Trie:
         offsets, codes = cut_levels(columns, item_of_rank, ranks_N)
         return cls(
             codes_per_level=sizes,
-            child_offsets=tuple(map(torch.from_numpy, offsets)),
+            child_offsets=tuple(ChildOffsets.of(torch.from_numpy(of_level)) for of_level in offsets),
             child_codes=tuple(map(torch.from_numpy, codes)),
             item_of_rank=torch.from_numpy(item_of_rank),
             rank_of_item=torch.from_numpy(rank_of_item),
@@ -118,7 +117,7 @@ class Trie:
         for level in reversed(range(self.num_levels)):
             codes.append(self.codes_of(level, kept).to(self.child_codes[level].dtype))
             kept, counts = self.parents(level, kept).unique_consecutive(return_counts=True)
-            offsets.append(torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int())
+            offsets.append(ChildOffsets.of(torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()))
         return replace(
             self,
             child_offsets=tuple(reversed(offsets)),
@@ -217,14 +216,15 @@ class Trie:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the arrays."""
-        tensors = [*self.child_offsets, *self.child_codes, self.item_of_rank, self.rank_of_item]
-        return sum(tensor.nbytes for tensor in tensors)
+        """Memory of the arrays, with the bits once these are made, and of the changes."""
+        bits = [] if "child_bits" not in self.__dict__ else filter(None, self.child_bits)
+        arrays = [*self.child_offsets, *self.child_codes, self.item_of_rank, self.rank_of_item, *bits]
+        return sum(array.nbytes for array in arrays) + (0 if self.changes is None else self.changes.nbytes)
 
     @cached_property
     def most_children(self) -> tuple[int, ...]:
         """The largest number of children, a level, in the arrays."""
-        return tuple(int(offsets.diff().max()) for offsets in self.child_offsets)
+        return tuple(int(offsets.plain().diff().max()) for offsets in self.child_offsets)
 
     @cached_property
     def has_unique_codes(self) -> bool:
@@ -232,7 +232,7 @@ class Trie:
         if self.changes is not None:
             return False
         begins_N = torch.zeros(self.num_leaves, dtype=torch.bool, device=self.device)
-        begins_N[self.child_offsets[-1][:-1].long()] = True
+        begins_N[self.child_offsets[-1].plain()[:-1]] = True
         codes_N = self.child_codes[-1]
         return bool((begins_N[1:] | (codes_N[1:] != codes_N[:-1])).all())
 
@@ -243,7 +243,7 @@ class Trie:
         None where so few codes follow that it is not worth the memory, or where several leaves may share a code.
         """
         return tuple(
-            ChildBits.of(offsets, codes, num_codes) if self.is_wide(level) else None
+            ChildBits.of(offsets.plain(), codes, num_codes) if self.is_wide(level) else None
             for level, (offsets, codes, num_codes) in enumerate(
                 zip(self.child_offsets, self.child_codes, self.codes_per_level, strict=True)
             )
@@ -329,8 +329,7 @@ class Trie:
         """Number of the first child, on `level`, and of the one after the last, of nodes on the level above."""
         if self.changes is not None:
             return self.changes.ranges(level, nodes)
-        offsets = self.child_offsets[level]
-        return offsets[nodes], offsets[nodes + 1]
+        return self.child_offsets[level].ranges(nodes)
 
     def num_children(self, level: int, nodes: Tensor) -> Tensor:
         """How many children, on `level`, nodes on the level above have."""
@@ -343,7 +342,7 @@ class Trie:
         """The code, int64, that leads to each node of `level`."""
         if self.changes is not None:
             return self.changes.codes(level, nodes)
-        return self.child_codes[level][nodes].long()
+        return self.child_codes[level].take(nodes).long()
 
     def parents(self, level: int, nodes: Tensor) -> Tensor:
         """The node on the level above that each node of `level` belongs to: int64, 0, the root, for level 0."""
@@ -351,7 +350,7 @@ class Trie:
             return torch.zeros_like(nodes)
         if self.changes is not None:
             return self.changes.parents(level, nodes)
-        return torch.searchsorted(self.child_offsets[level], nodes.int(), right=True) - 1
+        return self.child_offsets[level].parents(nodes)
 
     def items_of(self, ranks: Tensor) -> Tensor:
         """Item indices, int64, of leaves."""

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onerec.decoding.child_offsets import ChildOffsets
+
 _Whole = Any  # whole numbers, as a tensor or as an array of NumPy, whose operations on few numbers are quicker
 
 
@@ -22,7 +24,7 @@ _Whole = Any  # whole numbers, as a tensor or as an array of NumPy, whose operat
 class Arrays:
     """Compressed sparse rows of a tree as it was built; the fields are those of `Trie`."""
 
-    child_offsets: tuple[Tensor, ...]
+    child_offsets: tuple[ChildOffsets, ...]
     child_codes: tuple[Tensor, ...]
     item_of_rank: Tensor
     rank_of_item: Tensor
@@ -101,6 +103,13 @@ class Changes:
         """Items added and items of the arrays that left."""
         return len(self.codes_AL) + len(self.gone_items)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory, without that of the arrays."""
+        items = (self.codes_AL, self.bucket_rank_A, self.present_A, self.gone_items, self.items_m, self.rank_of_added_A)
+        nodes = [array for level in self.levels for array in vars(level).values()]
+        return sum(array.nbytes for array in (*items, *nodes))
+
     def ranges(self, level: int, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Numbers of the first child, on `level`, and of the one after the last, of each node on the level above."""
         changes, offsets = self.levels[level], self.arrays.child_offsets[level]
@@ -108,8 +117,9 @@ class Changes:
             is_new, places = torch.zeros_like(numbers, dtype=torch.bool), numbers
         else:
             is_new, _, places = self.levels[level - 1].split(numbers)
-        begins = offsets[places] + torch.searchsorted(changes.parents_m, numbers)
-        ends = offsets[places + (~is_new).long()] + torch.searchsorted(changes.parents_m, numbers, right=True)
+        begins, ends = offsets.ranges(places)
+        ends = torch.where(is_new, begins, ends) + torch.searchsorted(changes.parents_m, numbers, right=True)
+        begins = begins + torch.searchsorted(changes.parents_m, numbers)
         return begins, ends
 
     def codes(self, level: int, numbers: Tensor) -> Tensor:
@@ -123,7 +133,7 @@ class Changes:
         """The node on the level above that each node of `level` > 0 belongs to."""
         changes = self.levels[level]
         is_new, joined, places = changes.split(numbers)
-        above = torch.searchsorted(self.arrays.child_offsets[level], places.int(), right=True) - 1
+        above = self.arrays.child_offsets[level].parents(places)
         above = self.levels[level - 1].number(above)
         return torch.where(is_new, changes.parents_m[joined], above) if len(changes.parents_m) else above
 
@@ -203,7 +213,8 @@ def _with_joined(changes: Changes) -> Changes:
     for level, (offsets, own) in enumerate(zip(arrays.child_offsets, arrays.child_codes, strict=True)):
         last, codes_J = level == len(arrays.child_codes) - 1, codes_JL[:, level]
         begins_J[1:] |= codes_J[1:] != codes_J[:-1]
-        low_J, high_J = offsets[places_J].long(), offsets[places_J + known_J.long()].long()
+        low_J, high_J = (offsets_J.long() for offsets_J in offsets.ranges(places_J))
+        high_J = torch.where(known_J, high_J, low_J)
         places_J = bisect(own.__getitem__, low_J, high_J, codes_J, right=last)
         found_J = own[places_J.clamp(max=len(own) - 1)] == codes_J
         known_J = known_J & (places_J < high_J) & found_J & (not last)

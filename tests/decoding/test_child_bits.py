@@ -5,13 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onerec.decoding.child_bits import ChildBits
+from onerec.decoding.child_bits import ChildBits, num_bits, sum_bits
 from onerec.decoding.trie import Trie
 
 
-@given(st.integers(0, 2**16), st.sampled_from([3, 8, 20, 300]), st.floats(0.05, 1.0))
+@given(st.integers(0, 2**16), st.sampled_from([3, 31, 32, 33, 300, 2048, 8192]), st.floats(0.05, 1.0))
 def test_every_code_after_every_node_is_found_or_not(seed: int, num_codes: int, share: float) -> None:
+    """The row of one node in the midst is full, and one may be empty."""
     follows_NK = np.random.default_rng(seed).random((5, num_codes)) < share
+    follows_NK[1 + seed % 2] = True
+    follows_NK[4 - seed % 3] &= seed % 5 > 0
     offsets = torch.from_numpy(np.append(0, follows_NK.sum(axis=1).cumsum()).astype(np.int32))
     codes = torch.from_numpy(np.nonzero(follows_NK)[1].astype(np.int16))
     bits = ChildBits.of(offsets, codes, num_codes)
@@ -20,6 +23,21 @@ def test_every_code_after_every_node_is_found_or_not(seed: int, num_codes: int, 
     assert present.tolist() == follows_NK.tolist()
     expected = follows_NK.ravel().cumsum() - follows_NK.ravel()
     assert children.flatten().tolist() == expected.tolist()
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1))
+def test_bits_are_counted_alike_with_and_without_numpy(numbers: list[int]) -> None:
+    expected = [number.bit_count() for number in numbers]
+    assert num_bits(torch.tensor(numbers)).tolist() == expected
+    assert sum_bits(torch.tensor(numbers)).tolist() == expected
+
+
+def test_the_number_of_a_first_child_may_be_any_of_31_bits() -> None:
+    """A billion children stand before those of the second node."""
+    bits = ChildBits(torch.tensor([0, (2**31 - 9 << 32) + 0b1011 + (1 << 31)]), 1)
+    found, present = bits.find(torch.ones(4, dtype=torch.long), torch.tensor([0, 2, 3, 31]))
+    assert found.tolist() == [2**31 - 9, 2**31 - 7, 2**31 - 7, 2**31 - 6]
+    assert present.tolist() == [True, False, True, True]
 
 
 def test_a_tree_has_bits_where_many_codes_follow_and_each_stands_for_one_node() -> None:
