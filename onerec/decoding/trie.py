@@ -286,14 +286,16 @@ class Trie:
             return self._children_of_root(alive_BW)
         starts_BW, ends_BW = self.child_ranges(level, nodes_BW)
         counts_BW = (ends_BW - starts_BW) * alive_BW
-        ends_BW = counts_BW.cumsum(dim=1, dtype=torch.int32)
-        num_candidates = max(1, int(ends_BW[:, -1].max()))
-        position_C = torch.arange(num_candidates, dtype=torch.int32, device=nodes_BW.device)
-        position_BC = position_C.expand(len(nodes_BW), -1).contiguous()
-        present_BC = position_BC < ends_BW[:, -1:]
-        slots_BC = torch.searchsorted(ends_BW, position_BC, right=True).clamp_(max=nodes_BW.shape[1] - 1)
-        shifts_BW = (starts_BW - ends_BW + counts_BW).long()  # from a place in the row to a node
-        nodes_BC = (position_BC + shifts_BW.gather(1, slots_BC)).masked_fill_(~present_BC, 0)
+        ends_BW = counts_BW.cumsum(dim=1)
+        totals_B1 = ends_BW[:, -1:]
+        shifts_BW = starts_BW - ends_BW + counts_BW  # from a place in the row to a node
+        num_candidates = max(1, int(totals_B1.max()))
+        place_C = torch.arange(num_candidates, device=self.device)
+        present_BC = place_C < totals_B1
+        turns_BC = torch.zeros(len(nodes_BW), num_candidates + 1, dtype=torch.int64, device=self.device)
+        turns_BC.scatter_add_(1, ends_BW, torch.ones_like(ends_BW))  # here the turn of the next beam begins
+        slots_BC = turns_BC[:, :-1].cumsum(dim=1).clamp_(max=nodes_BW.size(1) - 1)
+        nodes_BC = (place_C + shifts_BW.gather(1, slots_BC)).mul_(present_BC)
         if self.changes is not None and (gone_BC := self.changes.levels[level].is_gone(nodes_BC)) is not None:
             present_BC = present_BC & ~gone_BC
         return Candidates(slots_BC, nodes_BC, self.codes_of(level, nodes_BC), present_BC)
@@ -354,8 +356,8 @@ class Trie:
 
     def items_of(self, ranks: Tensor) -> Tensor:
         """Item indices, int64, of leaves."""
-        return self.item_of_rank[ranks].long() if self.changes is None else self.changes.items(ranks)
+        return self.item_of_rank.take(ranks).long() if self.changes is None else self.changes.items(ranks)
 
     def ranks_of(self, items: Tensor) -> Tensor:
         """Leaves, int64, of item indices; -1 for an item that is not in the tree."""
-        return self.rank_of_item[items].long() if self.changes is None else self.changes.ranks(items)
+        return self.rank_of_item.take(items).long() if self.changes is None else self.changes.ranks(items)
