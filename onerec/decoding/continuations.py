@@ -147,9 +147,9 @@ def _probe(
     places_p, bound_B = top_of_sums(beams.steps_BWK.float(), shifts_BW, num_probes)
     parents_p = beams.nodes_BW.flatten().index_select(0, places_p // num_codes)
     nodes_p, present_p = trie.find_children(level, parents_p, places_p % num_codes)
-    places_p = places_p[present_p]
+    places_p = places_p.masked_select(present_p)
     requests_p = places_p // beams.steps_BWK[0].numel()
-    present_BC, (nodes_BC, places_BC) = _pack(requests_p, [nodes_p[present_p], places_p], bound_B)
+    present_BC, (nodes_BC, places_BC) = _pack(requests_p, [nodes_p.masked_select(present_p), places_p], bound_B)
     if present_BC.size(1) < num_beams:
         return None
     codes_BC, slots_BC = places_BC % num_codes, places_BC // num_codes % beams.nodes_BW.size(1)
@@ -194,7 +194,7 @@ def _pack(requests_p: Tensor, columns: Sequence[Tensor], rows_B: Tensor) -> tupl
     present_BC = torch.arange(max(1, int(counts_B.max())), device=rows_B.device) < counts_B[:, None]
     packed = [torch.zeros(present_BC.shape, dtype=column.dtype, device=rows_B.device) for column in columns]
     for rows_BC, column in zip(packed, columns, strict=True):
-        rows_BC[present_BC] = column
+        rows_BC.masked_scatter_(present_BC, column)
     return present_BC, packed
 
 
