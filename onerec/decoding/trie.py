@@ -217,9 +217,11 @@ class Trie:
     @property
     def num_bytes(self) -> int:
         """Memory of the arrays, with the bits once these are made, and of the changes."""
-        bits = [] if "child_bits" not in self.__dict__ else filter(None, self.child_bits)
-        arrays = [*self.child_offsets, *self.child_codes, self.item_of_rank, self.rank_of_item, *bits]
-        return sum(array.nbytes for array in arrays) + (0 if self.changes is None else self.changes.nbytes)
+        bits = () if "child_bits" not in self.__dict__ else self.child_bits
+        looked_up = sum(offsets.nbytes for offsets in self.child_offsets)
+        looked_up += sum(of_level.nbytes for of_level in bits if of_level is not None)
+        tensors = sum(tensor.nbytes for tensor in (*self.child_codes, self.item_of_rank, self.rank_of_item))
+        return looked_up + tensors + (0 if self.changes is None else self.changes.nbytes)
 
     @cached_property
     def most_children(self) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ def test_every_node_has_its_children_and_every_child_its_node(
     assert [edge.tolist() for edge in offsets.ranges(torch.tensor([num_nodes]))] == [[plain[-1]], [plain[-1]]]
     edges = torch.cat([plain[:-1], plain[1:] - 1])
     children = torch.cat(
-        [edges.clamp(0, plain[-1] - 1).long(), torch.from_numpy(generator.integers(plain[-1], size=9))]
+        [edges.clamp(0, int(plain[-1]) - 1).long(), torch.from_numpy(generator.integers(plain[-1], size=9))]
     )
     expected = torch.searchsorted(plain, children, right=True) - 1
     assert offsets.parents(children).tolist() == expected.tolist()

@@ -189,9 +189,9 @@ def test_a_restricted_tree_is_the_tree_of_what_is_allowed(
     restricted = Trie.from_table(codes_NL, sizes, ranks_N).restrict(kept_N).restrict(allowed_N)
     items_M = np.flatnonzero(allowed_N)
     expected = Trie.from_table(codes_NL[items_M], sizes, ranks_N[items_M])
-    for found_of_level, expected_of_level in zip(restricted.child_offsets, expected.child_offsets, strict=True):
-        torch.testing.assert_close(found_of_level.plain(), expected_of_level.plain())
-        assert found_of_level.steps.dtype == expected_of_level.steps.dtype
+    for found_offsets, expected_offsets in zip(restricted.child_offsets, expected.child_offsets, strict=True):
+        torch.testing.assert_close(found_offsets.plain(), expected_offsets.plain())
+        assert found_offsets.steps.dtype == expected_offsets.steps.dtype
     for found_of_level, expected_of_level in zip(restricted.child_codes, expected.child_codes, strict=True):
         torch.testing.assert_close(found_of_level, expected_of_level)
     assert restricted.item_of_rank.tolist() == items_M[expected.item_of_rank.numpy()].tolist()
