@@ -30,6 +30,8 @@ FAILED = 0  # the status of a request that got no answer
 _HEADER_END = b"\r\n\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n")
 _ANSWER_TIMEOUT_S = 60.0  # beyond which a request has failed, for the server has hung
+# A server closes connections that lie idle, Uvicorn after five seconds: at the moment, perhaps, at which one is used.
+_MOST_IDLE_S = 2.0
 
 Done = Callable[[int, bytes], None]  # is told the status and the body of an answer
 
@@ -138,6 +140,17 @@ class _Connection(asyncio.Protocol):
         self._idle, self._received = idle, bytearray()
         self._done: Done | None = None
         self._transport: asyncio.Transport | None = None
+        self._idle_since_s = 0.0  # of the monotonic clock
+
+    @property
+    def idle_s(self) -> float:
+        """For how long it has had nothing to do."""
+        return time.monotonic() - self._idle_since_s
+
+    def close(self) -> None:
+        """Give it up."""
+        assert self._transport is not None
+        self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -160,6 +173,7 @@ class _Connection(asyncio.Protocol):
             return
         status, body = int(self._received[len("HTTP/1.1 ") :][:3]), bytes(self._received[begin:])
         self._received.clear()
+        self._idle_since_s = time.monotonic()
         self._idle.append(self)
         self._tell(status, body)
 
@@ -184,9 +198,12 @@ class Client:
 
     def ask(self, request: bytes, done: Done) -> None:
         """Send a request; `done` is told status and body of the answer, the status FAILED where there is none."""
-        if self._idle:
-            self._idle.pop().ask(request, done)
-            return
+        while self._idle:  # the last has been idle for the shortest
+            connection = self._idle.pop()
+            if connection.idle_s < _MOST_IDLE_S:
+                connection.ask(request, done)
+                return
+            connection.close()
         task = asyncio.create_task(self._open(request, done))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)

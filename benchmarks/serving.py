@@ -260,6 +260,7 @@ def measure_overload(bench: Bench, width: int, rate_per_s: float, seconds: float
         "beams": width,
         "offered_per_s": rate_per_s,
         "late": sum(accepted_s > deadline_s for accepted_s in tally.accepted_s),
+        "latest_ms": 1e3 * max(tally.accepted_s, default=0.0),
         "refused_p50_ms": refused_p50_ms,
         "refused_p99_ms": refused_p99_ms,
         "memory_mib": memory_mib[-1],

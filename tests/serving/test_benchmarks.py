@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import live_changes, serving
+from benchmarks import endpoint, live_changes, serving
 from benchmarks.endpoint import FAILED, ROOT, Answer, Client, http, offer
 from benchmarks.live_changes import Watcher
 from benchmarks.serving import Tally
@@ -125,6 +125,28 @@ def test_a_connection_is_kept_and_an_answer_may_come_in_pieces() -> None:
         assert await client.send(request) == (200, b"{}")
         assert connections == 2
 
+    asyncio.run(main())
+
+
+def test_a_connection_that_was_idle_for_long_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        connections = 0
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections
+            connections += 1
+            while await reader.readline():
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(OK)
+            writer.close()
+
+        client = await listen(serve)
+        for idle_s in (0.0, 0.0, 0.3):
+            await asyncio.sleep(idle_s)
+            assert await client.send(http("GET", "/")) == (200, b"{}")
+        assert connections == 2
+
+    monkeypatch.setattr(endpoint, "_MOST_IDLE_S", 0.2)
     asyncio.run(main())
 
 
