@@ -22,7 +22,7 @@ from onerec.serving.limits import Limits
 from onerec.serving.pace import Pace
 from onerec.serving.schema import RecommendResponse
 
-_RESERVE = 0.1  # share of the deadline that is kept for what the estimate errs by
+_RESERVE = 0.2  # share of the deadline that is kept for what the estimate errs by
 
 Answer = Callable[[Sequence[Query]], list[RecommendResponse]]
 
