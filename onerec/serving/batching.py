@@ -6,7 +6,9 @@ of one request. A batch of one is answered as if it were alone, so that batching
 
 Who would be answered beyond the deadline is refused at once, by what the latest batches took (`onerec.serving.pace`): a
 refusal that comes early lets the caller ask elsewhere, and the line stays as short as the answers in it are of use.
-Whom the estimate let in and whom a slow batch then held up is refused before the search, not after it.
+Whom the estimate let in and whom a slow batch then held up is refused before the search, or, where their own batch was
+the slow one, after it: of those who stood behind others nobody is answered late. Who found the line empty is answered
+however long that takes, or a search longer than the deadline would never be answered.
 """
 
 import asyncio
@@ -33,6 +35,7 @@ class _Waiting:
     answer: asyncio.Future[RecommendResponse]
     since_s: float
     lone: bool
+    first: bool  # nobody was before it
 
 
 class Batcher:
@@ -57,6 +60,10 @@ class Batcher:
         """Requests that no batch has taken yet."""
         return len(self._waiting)
 
+    @property
+    def _is_idle(self) -> bool:
+        return not self._waiting and not self._num_rows_in_work
+
     async def submit(self, query: Query, lone: bool = True) -> RecommendResponse:
         """Wait in line and return the answer.
 
@@ -64,7 +71,7 @@ class Batcher:
             lone: it came by itself and may wait for company.
 
         Raises:
-            OverloadedError: the line is full or too slow, or the request stood in it beyond its deadline.
+            OverloadedError: the line is full or too slow, or the answer would come later than its deadline.
         """
         if self.num_waiting >= self._limits.max_waiting:
             raise OverloadedError(f"{self.num_waiting} requests are waiting already, as many as may. Try again later.")
@@ -72,7 +79,8 @@ class Batcher:
             raise OverloadedError(
                 f"an answer would take {expected_ms:.0f} ms, too close to its deadline or beyond it. Try again later."
             )
-        waiting = _Waiting(query, asyncio.get_running_loop().create_future(), self._clock(), lone)
+        answer = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(query, answer, self._clock(), lone, first=self._is_idle)
         self._waiting.append(waiting)
         self._num_rows_waiting += query.beams
         self._arrival.set()
@@ -111,7 +119,7 @@ class Batcher:
 
     def _expected_ms(self, query: Query) -> float:
         """Time until a new query would be answered; 0 where nobody is before it, so that there is always somebody."""
-        if not self._waiting and not self._num_rows_in_work:
+        if self._is_idle:
             return 0.0
         return self._pace.expected_ms(self._num_rows_waiting + query.beams, self._num_rows_in_work)
 
@@ -159,8 +167,17 @@ class Batcher:
             return self._clock()
         for waiting, answer in zip(batch, answers, strict=True):
             if not waiting.answer.done():
-                waiting.answer.set_result(answer)
+                self._settle(waiting, answer)
         return searched_s
+
+    def _settle(self, waiting: _Waiting, answer: RecommendResponse) -> None:
+        late_ms = 1e3 * (self._clock() - waiting.since_s) + self._pace.writing_ms - self._limits.deadline_ms
+        if waiting.first or late_ms <= 0:
+            waiting.answer.set_result(answer)
+        else:
+            waiting.answer.set_exception(
+                OverloadedError(f"the answer would come {late_ms:.0f} ms later than its deadline. Try again later.")
+            )
 
     def _search(self, queries: Sequence[Query]) -> tuple[list[RecommendResponse], float]:
         return self._answer(queries), self._clock()

@@ -24,6 +24,11 @@ class Pace:
         """What a request in the next batch is to reckon with."""
         return self._slowest_ms + self._writing_ms
 
+    @property
+    def writing_ms(self) -> float:
+        """What an answer is to reckon with once it is found."""
+        return self._writing_ms
+
     def note_batch(self, ms: float, num_rows: int) -> None:
         """A batch took so long, until the next one could begin."""
         self._batches.append((ms, num_rows))

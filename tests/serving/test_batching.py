@@ -33,10 +33,11 @@ class Model:
         self.batches: list[list[int]] = []
         self.gate = threading.Event()
         self.seconds = 0.0
+        self.slow = -1  # the query whose batch takes half a second
 
     def answer(self, queries: Sequence[Query]) -> list[RecommendResponse]:
         self.gate.wait(timeout=60)
-        time.sleep(self.seconds)
+        time.sleep(0.5 if any(query.k == self.slow for query in queries) else self.seconds)
         self.batches.append([query.k for query in queries])
         if any(query.k == 13 for query in queries):
             raise ServingError("thirteen")
@@ -148,6 +149,22 @@ def test_a_request_beyond_its_deadline_and_one_whose_client_has_gone_are_not_dec
         await first
 
     assert in_line(Limits(deadline_ms=1000, batch_wait_ms=0), use).batches == [[99], [3]]
+
+
+def test_an_answer_found_too_late_is_a_refusal_but_for_who_found_the_line_empty() -> None:
+    async def use(batcher: Batcher, model: Model) -> None:
+        model.slow = 1
+        first = await start_first(batcher)
+        late = asyncio.create_task(batcher.submit(make_query(k=1)))
+        await asyncio.sleep(0)
+        model.gate.set()
+        assert (await first).history_items_read == 99
+        with pytest.raises(OverloadedError, match="later than its deadline"):
+            await late
+        await asyncio.sleep(0.05)
+        assert (await batcher.submit(make_query(k=1))).history_items_read == 1
+
+    assert in_line(Limits(deadline_ms=300, batch_wait_ms=0), use).batches == [[99], [1], [1]]
 
 
 def test_who_would_wait_beyond_the_deadline_is_refused_at_once() -> None:
