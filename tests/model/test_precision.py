@@ -16,16 +16,19 @@ from onerec.model.precision import choose_precision
 from onerec.serving.item_rows import with_items
 
 
-@pytest.mark.parametrize(("amx", "expected"), [(True, "bfloat16"), (False, "float32")])
-def test_auto_follows_the_cpu(monkeypatch: pytest.MonkeyPatch, amx: bool, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("amx", "avx512", "expected"),
+    [(True, True, "bfloat16"), (False, True, "bfloat16"), (True, False, "bfloat16"), (False, False, "float32")],
+)
+def test_auto_follows_the_cpu(monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool, expected: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx, "avx512_bf16": avx512})
     assert choose_precision("auto") == expected
     assert choose_precision("float32") == "float32"
     assert choose_precision("bfloat16") == "bfloat16"
 
 
-def test_auto_without_a_word_on_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_without_a_word_on_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     assert choose_precision("auto") == "float32"
