@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from kernels.catalogue_losses import FactoredLogits, catalogue_losses
 from kernels.denormals import flushed_denormals
-from kernels.softmax_losses import softmax_losses
 from onerec.baselines.scoring import rank_scores
 from onerec.data.batches import IGNORED_TARGET, TrainingWindows, bucketed_batches, many_target_windows
 from onerec.data.histories import Histories
@@ -176,7 +176,7 @@ def _step(
     states_MD = network(items_BS, lengths_B)[:, -targets_BP.size(1) :][has_target_BP]
     targets_M = targets_BP[has_target_BP]
     if settings.loss == "cross_entropy":
-        loss = softmax_losses(states_MD @ network.items.weight.T, targets_M)[0].mean()
+        loss = catalogue_losses([FactoredLogits(states_MD, network.items.weight)], targets_M).sum()
     else:
         loss = sampled_softmax(states_MD, targets_M, network.items, settings.num_negatives)
     optimizer.zero_grad()

@@ -74,9 +74,9 @@ def opinions_of_all(model: OneRec, context: Context, vectors_NE: Tensor) -> Tens
     """The sum (B, N) of the heads' logits of all items; the order is that of their summed log-probabilities."""
     assert model.item_head is not None
     columns_BS, seen_BS = _seen_columns(context)
-    logits_BN: Tensor = model.item_head(context.newest_BD, vectors_NE, columns_BS, seen_BS)
+    logits_BN = model.item_head(context.newest_BD, vectors_NE, columns_BS, seen_BS).logits()
     for head, states_BE in zip(model.id_heads, context.id_states, strict=True):
-        logits_BN = logits_BN + head(states_BE, None, columns_BS, seen_BS)
+        logits_BN += head(states_BE, None, columns_BS, seen_BS).logits()
     return logits_BN
 
 

@@ -5,7 +5,7 @@ the items below each trie node, its softmax is a distribution over the codes of 
 decoder about all plausible items at once where the hard target tells it about one. The prefix may be the true item's or
 that of an item drawn from the distribution itself: a beam search follows plausible prefixes more often than true ones.
 
-Shapes: M targets, N items, L levels, K codes of a level, R items below a node.
+Shapes: M targets, C targets of a part, N items, L levels, K codes of a level, R items below a node.
 """
 
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ class CodeTeacher:
         self.order_N = torch.from_numpy(order_N).to(device)  # item at each place of the tree's order
         self.place_N = torch.from_numpy(place_N).to(device)
         self.codes_NL = torch.from_numpy(sorted_NL.astype(np.int64)).to(device)
+        self.num_below_K = torch.bincount(self.codes_NL[:, 0], minlength=codes_per_level[0])  # items below a first code
         ranges = [_prefix_ranges(sorted_NL[:, :level]) for level in range(len(codes_per_level))]
         self.first_NL = torch.from_numpy(np.stack([first[place_N] for first, _ in ranges], axis=1)).to(device)
         self.last_NL = torch.from_numpy(np.stack([last[place_N] for _, last in ranges], axis=1)).to(device)
@@ -46,10 +47,9 @@ class Lesson:
 
     @cached_property
     def first_level(self) -> Tensor:
-        """Mass (M, K) of each first code; running sums and their differences would take four times as long on a CPU."""
-        mass_MK = self.ordered_probs_MN.new_zeros(len(self.ordered_probs_MN), self.teacher.codes_per_level[0])
-        codes_MN = self.teacher.codes_NL[:, 0].expand_as(self.ordered_probs_MN)
-        return mass_MK.scatter_add_(1, codes_MN, self.ordered_probs_MN)
+        """Mass (M, K) of each first code, whose items stand beside one another."""
+        lengths_MK = self.teacher.num_below_K.expand(len(self.ordered_probs_MN), -1)
+        return torch.segment_reduce(self.ordered_probs_MN, "sum", lengths=lengths_MK, axis=1, unsafe=True)
 
     def code_targets(self, items_M: Tensor, level: int) -> Tensor:
         """Distribution (M, K) over the codes of `level` given the first `level` codes of `items_M`."""
@@ -66,7 +66,7 @@ class Lesson:
     def sample_items(self) -> Tensor:
         """One item (M,) a target, drawn from its distribution: a first code, then an item below it."""
         first_codes_M = _draw(self.first_level)
-        ends_K = torch.bincount(self.teacher.codes_NL[:, 0], minlength=self.teacher.codes_per_level[0]).cumsum(0)
+        ends_K = self.teacher.num_below_K.cumsum(0)
         first_M = torch.nn.functional.pad(ends_K, (1, 0))[first_codes_M]
         places_MR, mass_MR = self._below(first_M, ends_K[first_codes_M])
         return self.teacher.order_N[places_MR.gather(1, _draw(mass_MR)[:, None])[:, 0]]
@@ -77,6 +77,31 @@ class Lesson:
         below_MR = places_MR < last_M[:, None]
         places_MR = torch.where(below_MR, places_MR, first_M[:, None])
         return places_MR, self.ordered_probs_MN.gather(1, places_MR) * below_MR
+
+
+class Lessons:
+    """What M targets are taught, collected part by part, so that no part's distribution over items need be kept.
+
+    Args:
+        items_M: the true targets.
+        path_sampling: share of the targets for which the decoder reads and learns the codes of a drawn item.
+    """
+
+    def __init__(self, teacher: CodeTeacher, items_M: Tensor, path_sampling: float) -> None:
+        self._teacher, self._path_sampling = teacher, path_sampling
+        self.paths_M = items_M.clone()
+        sizes = [(len(items_M), num_codes) for num_codes in teacher.codes_per_level]
+        self.code_targets = [torch.empty(size, device=items_M.device) for size in sizes]
+
+    def take(self, rows: slice, ordered_probs_CN: Tensor) -> None:
+        """Choose the paths of some rows, and learn each level's distribution over codes along them."""
+        lesson = self._teacher.lesson(ordered_probs_CN)
+        paths_C = self.paths_M[rows]
+        if self._path_sampling:
+            drawn_C = torch.rand(paths_C.shape, device=paths_C.device) < self._path_sampling
+            paths_C[:] = torch.where(drawn_C, lesson.sample_items(), paths_C)
+        for level, targets_MK in enumerate(self.code_targets):
+            targets_MK[rows] = lesson.code_targets(paths_C, level)
 
 
 def _draw(mass_MR: Tensor) -> Tensor:

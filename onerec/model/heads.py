@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kernels.catalogue_losses import FactoredLogits
 from onerec.model.configuration import OneRecConfig
 from onerec.model.prefixes import PrefixHeads, PrefixVectors
 from onerec.model.repeats import ItemRepeatBias, RepeatBias, SeenItems
@@ -49,12 +50,12 @@ class ItemHead(nn.Module):
         self.query = nn.Linear(config.d_model, config.embedding_dim, bias=False)
         self.repeats = ItemRepeatBias() if config.repeat_bias else None
 
-    def forward(self, states_MD: Tensor, item_vectors: Tensor, columns_MS: Tensor, seen_MS: Tensor) -> Tensor:
-        """States (M, D), item vectors, one a row of N, and the rows of the items seen -> logits (M, N) in float32."""
-        logits_MN = torch.matmul(self.query(states_MD), item_vectors.T).float()
-        return logits_MN if self.repeats is None else self.repeats(logits_MN, columns_MS, seen_MS)
+    def forward(self, states_MD: Tensor, item_vectors: Tensor, columns_MS: Tensor, seen_MS: Tensor) -> FactoredLogits:
+        """States (M, D), item vectors, one a row of N, and the rows of the items seen -> logits (M, N)."""
+        terms_MS = None if self.repeats is None else self.repeats(seen_MS)
+        return FactoredLogits(self.query(states_MD), item_vectors, columns_MS, terms_MS)
 
     def score(self, states_BD: Tensor, vectors_BWE: Tensor, seen_BW: Tensor) -> Tensor:
         """The same logits of a few items each state, by their vectors, seen ones marked (bool) -> (B, W) in float32."""
         logits_BW = torch.bmm(vectors_BWE, self.query(states_BD)[:, :, None])[:, :, 0].float()
-        return logits_BW if self.repeats is None else logits_BW + self.repeats.term(seen_BW)
+        return logits_BW if self.repeats is None else logits_BW + self.repeats(seen_BW)

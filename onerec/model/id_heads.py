@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from kernels.catalogue_losses import FactoredLogits
 from onerec.model.configuration import OneRecConfig
 from onerec.model.repeats import ItemRepeatBias
 from onerec.model.sasrec import SasRecNetwork, SasRecShape
@@ -41,16 +42,16 @@ class IdHead(nn.Module):
         """The state (B, E) after the whole of each history."""
         return self.states(items_BS, lengths_B)[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B]
 
-    def forward(self, states_ME: Tensor, items_N: Tensor | None, columns_MS: Tensor, seen_MS: Tensor) -> Tensor:
-        """States, item indices (None: all in order), and the columns of the items seen -> logits (M, N) in float32."""
+    def forward(self, states_ME: Tensor, items_N: Tensor | None, columns_MS: Tensor, seen_MS: Tensor) -> FactoredLogits:
+        """States, item indices (None: all in order), and the columns of the items seen -> logits (M, N)."""
         vectors_NE = self.network.items.weight if items_N is None else self.network.items(items_N)
-        logits_MN = torch.matmul(states_ME, vectors_NE.T).float()
-        return logits_MN if self.repeats is None else self.repeats(logits_MN, columns_MS, seen_MS)
+        terms_MS = None if self.repeats is None else self.repeats(seen_MS)
+        return FactoredLogits(states_ME, vectors_NE, columns_MS, terms_MS)
 
     def score(self, states_BE: Tensor, items_BW: Tensor, seen_BW: Tensor) -> Tensor:
         """The same logits of a few items each state, seen ones marked (bool) -> (B, W) in float32."""
         logits_BW = torch.bmm(self.network.items(items_BW), states_BE[:, :, None])[:, :, 0].float()
-        return logits_BW if self.repeats is None else logits_BW + self.repeats.term(seen_BW)
+        return logits_BW if self.repeats is None else logits_BW + self.repeats(seen_BW)
 
 
 class IdHeads(nn.ModuleList):

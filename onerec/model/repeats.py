@@ -52,10 +52,6 @@ class ItemRepeatBias(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
 
-    def forward(self, logits_MN: Tensor, columns_MS: Tensor, seen_MS: Tensor) -> Tensor:
-        """Logits and the columns of a history's items, where `seen_MS` (bool) says so -> logits, changed in place."""
-        return logits_MN.scatter_add_(1, columns_MS, self.term(seen_MS))
-
-    def term(self, seen: Tensor) -> Tensor:
+    def forward(self, seen: Tensor) -> Tensor:
         """What the logit of an item gains where it was seen (bool, any shape)."""
         return _NATS * self.weight * seen

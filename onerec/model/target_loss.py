@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
-from kernels.softmax_losses import softmax_losses
+from kernels.catalogue_losses import catalogue_losses
 from onerec.data.batches import IGNORED_TARGET
 from onerec.model.adversarial import LogProbs, adversarial_losses, replayed_randomness, vulnerability
-from onerec.model.distillation import Lesson
+from onerec.model.distillation import Lessons
 from onerec.model.heads import Catalogue, ItemHead
 from onerec.model.prefix_loss import pairwise_prefix_losses, prefix_loss, worst_prefixes
 from onerec.model.repeats import first_occurrences
@@ -169,26 +169,26 @@ def target_loss(batch: TargetPass, teach: Teach | None = None) -> OneRecOutput:
     """
     model, config = batch.model, batch.model.config
     lazy = config.context == "lazy"  # no context position has seen another, but BOS has seen them all
-    item_losses: list[Tensor] = []
-    lesson, paths_M = None, batch.items
+    item_losses_H, lessons, paths_M = None, None, batch.items
     if model.item_head is not None and not lazy:
-        item_losses, lesson = item_head_losses(batch, model.item_head, batch.newest_states[batch.has_target])
-        paths_M = draw_paths(batch, lesson)
+        states_MD = batch.newest_states[batch.has_target]
+        item_losses_H, lessons = item_head_losses(batch, model.item_head, states_MD, config.path_sampling)
+        paths_M = batch.items if lessons is None else lessons.paths_M
     paths_BP = torch.zeros_like(batch.target_items_BP).masked_scatter(batch.has_target, paths_M)
     hidden_MLD = batch.hidden(paths_BP)
     if model.item_head is not None and lazy:
-        item_losses, lesson = item_head_losses(batch, model.item_head, hidden_MLD[:, 0])
-    level_losses_L = _level_losses(batch, hidden_MLD, paths_M, lesson)
+        item_losses_H, lessons = item_head_losses(batch, model.item_head, hidden_MLD[:, 0], path_sampling=0.0)
+    level_losses_L = _level_losses(batch, hidden_MLD, paths_M, lessons)
     outputs = OneRecOutput(level_losses_L=level_losses_L.detach())
     outputs.loss = level_losses_L.sum()
     if model.training and config.prefix_loss_weight:
         outputs.prefix_loss = _prefix_term(batch, level_losses_L, hidden_MLD, paths_M)
         outputs.loss = outputs.loss + config.prefix_loss_weight * outputs.prefix_loss
-    if item_losses:
-        outputs.item_loss = item_losses[0]
+    if item_losses_H is not None:
+        outputs.item_loss = item_losses_H[0]
         outputs.loss = outputs.loss + config.item_head_weight * outputs.item_loss
-    if model.id_heads:
-        outputs.id_loss = torch.stack(item_losses[1:]).sum()
+    if model.id_heads and item_losses_H is not None:
+        outputs.id_loss = item_losses_H[1:].sum()
         outputs.loss = outputs.loss + outputs.id_loss  # without a weight: each trains nothing but its own head
     if model.teacher_heads is not None and teach is not None:
         outputs.teacher_loss = batch.mean(model.teacher_heads(hidden_MLD, teach(paths_BP)))
@@ -201,34 +201,24 @@ def target_loss(batch: TargetPass, teach: Teach | None = None) -> OneRecOutput:
     return outputs
 
 
-def item_head_losses(batch: TargetPass, head: ItemHead, states_MD: Tensor) -> tuple[list[Tensor], Lesson | None]:
-    """Losses of the item head and of the heads over ids; in training what all together teach the codes."""
+def item_head_losses(
+    batch: TargetPass, head: ItemHead, states_MD: Tensor, path_sampling: float
+) -> tuple[Tensor, Lessons | None]:
+    """Losses (H,) of the item head and of the heads over ids; in training what all together teach the codes."""
     config = batch.model.config
-    items_N = torch.arange(config.num_items, device=states_MD.device)
-    (columns_MS, seen_MS), targets_M, teacher = batch.history, batch.items, None
-    if batch.model.training and (config.item_distillation or config.path_sampling):
+    items_N, (columns_MS, seen_MS), targets_M, lessons = None, batch.history, batch.items, None
+    if batch.model.training and (config.item_distillation or path_sampling):
         teacher = batch.model.code_teacher()
         items_N, columns_MS, targets_M = teacher.order_N, teacher.place_N[columns_MS], teacher.place_N[targets_M]
-    vectors_NE = batch.item_vectors if teacher is None else batch.item_vectors[items_N]
-    losses_M, probs_MN = softmax_losses(head(states_MD, vectors_NE, columns_MS, seen_MS), targets_M)
-    losses = [batch.mean(losses_M)]
+        lessons = Lessons(teacher, batch.items, path_sampling)
+    vectors_NE = batch.item_vectors if items_N is None else batch.item_vectors[items_N]
+    heads = [head(states_MD, vectors_NE, columns_MS, seen_MS)]
     for id_head, states_ME in zip(batch.model.id_heads, batch.id_states, strict=True):
-        losses_M, id_probs_MN = softmax_losses(id_head(states_ME, items_N, columns_MS, seen_MS), targets_M)
-        losses.append(batch.mean(losses_M))
-        probs_MN = torch.lerp(probs_MN, id_probs_MN, 1 / len(losses))  # the mean of the heads so far
-    return losses, None if teacher is None else teacher.lesson(probs_MN)
+        heads.append(id_head(states_ME, items_N, columns_MS, seen_MS))
+    return catalogue_losses(heads, targets_M, batch.weights, None if lessons is None else lessons.take), lessons
 
 
-def draw_paths(batch: TargetPass, lesson: Lesson | None) -> Tensor:
-    """The items (M,) whose codes the decoder reads and learns: the true ones, or by share drawn from the item head."""
-    items_M, share = batch.items, batch.model.config.path_sampling
-    if lesson is None or not share or not len(items_M):
-        return items_M
-    drawn_M = torch.rand(items_M.shape, device=items_M.device) < share
-    return torch.where(drawn_M, lesson.sample_items(), items_M)
-
-
-def _level_losses(batch: TargetPass, hidden_MLD: Tensor, paths_M: Tensor, lesson: Lesson | None) -> Tensor:
+def _level_losses(batch: TargetPass, hidden_MLD: Tensor, paths_M: Tensor, lessons: Lessons | None) -> Tensor:
     """Mean cross-entropy of each level, partly against the item head's distribution where one is given."""
     config, codes_ML = batch.model.config, batch.model.codes_of(paths_M)
     smoothing = config.label_smoothing if batch.model.training else 0.0
@@ -236,8 +226,8 @@ def _level_losses(batch: TargetPass, hidden_MLD: Tensor, paths_M: Tensor, lesson
     for level, logits_M1K in enumerate(batch.level_logits(hidden_MLD[:, None], paths_M[:, None])):
         logits_MK = logits_M1K[:, 0]
         loss = batch.mean_loss(F.cross_entropy, logits_MK, codes_ML[:, level], label_smoothing=smoothing)
-        if lesson is not None and config.item_distillation:
-            soft_loss = batch.mean_loss(F.cross_entropy, logits_MK, lesson.code_targets(paths_M, level))
+        if lessons is not None and config.item_distillation:
+            soft_loss = batch.mean_loss(F.cross_entropy, logits_MK, lessons.code_targets[level])
             loss = torch.lerp(loss, soft_loss, config.item_distillation)
         losses.append(loss)
     return torch.stack(losses)

@@ -41,7 +41,7 @@ def opinions_of_all_items(model: OneRec, history: np.ndarray) -> torch.Tensor:
     seen = torch.zeros(NUM_ITEMS, dtype=torch.bool)
     seen[recent[0]] = True
     vectors_NE = model.encoder.item_vectors()
-    return model.item_head(context.newest_BD, vectors_NE, torch.arange(NUM_ITEMS)[None], seen[None])[0]
+    return model.item_head(context.newest_BD, vectors_NE, torch.arange(NUM_ITEMS)[None], seen[None]).logits()[0]
 
 
 @torch.inference_mode()

@@ -60,7 +60,7 @@ def test_logits_of_few_items_are_those_of_all() -> None:
     model, items_N = make_model(num_id_heads=1), torch.arange(NUM_ITEMS)
     (head,), batch = model.id_heads, target_pass(model)
     columns_MS, seen_MS = batch.history
-    logits_MN = head(batch.id_states[0], items_N, columns_MS, seen_MS)
+    logits_MN = head(batch.id_states[0], items_N, columns_MS, seen_MS).logits()
     seen_MN = torch.zeros(len(logits_MN), NUM_ITEMS).scatter_add_(1, columns_MS, seen_MS.float()) > 0
     items_MW = torch.tensor([[3, 0, 19]]).expand(len(logits_MN), -1)
     scores_MW = head.score(batch.id_states[0], items_MW, seen_MN.gather(1, items_MW))
@@ -72,16 +72,22 @@ def test_logits_of_few_items_are_those_of_all() -> None:
 def test_a_lesson_is_the_mean_of_all_heads_and_losses_are_their_cross_entropies(num_id_heads: int) -> None:
     model = make_model(item_distillation=0.5, num_id_heads=num_id_heads).train()
     batch = target_pass(model)
-    losses, lesson = item_head_losses(batch, model.item_head, batch.newest_states[batch.has_target])
+    states_MD = batch.newest_states[batch.has_target]
+    losses_H, lessons = item_head_losses(batch, model.item_head, states_MD, path_sampling=0.0)
     vectors_NE, (columns_MS, seen_MS) = model.encoder.item_vectors(), batch.history
-    logits = [model.item_head(batch.newest_states[batch.has_target], vectors_NE, columns_MS, seen_MS)]
+    heads = [model.item_head(states_MD, vectors_NE, columns_MS, seen_MS)]
     for head, states_ME in zip(model.id_heads, batch.id_states, strict=True):
-        logits.append(head(states_ME, torch.arange(NUM_ITEMS), columns_MS, seen_MS))
-    for loss, logits_MN in zip(losses, logits, strict=True):
+        heads.append(head(states_ME, torch.arange(NUM_ITEMS), columns_MS, seen_MS))
+    logits = [head.logits() for head in heads]
+    for loss, logits_MN in zip(losses_H, logits, strict=True):
         torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits_MN, batch.items))
-    mean_MN = torch.stack([logits_MN.softmax(dim=-1) for logits_MN in logits]).mean(dim=0)
+    mean_MN = torch.stack([logits_MN.softmax(dim=-1) for logits_MN in logits]).mean(dim=0).detach()
     assert len(logits) == 1 + num_id_heads
-    torch.testing.assert_close(lesson.ordered_probs_MN, mean_MN[:, lesson.teacher.order_N].detach())
+    teacher = model.code_teacher()
+    lesson = teacher.lesson(mean_MN[:, teacher.order_N])
+    torch.testing.assert_close(lessons.paths_M, batch.items)
+    for level, targets_MK in enumerate(lessons.code_targets):
+        torch.testing.assert_close(targets_MK, lesson.code_targets(batch.items, level))
 
 
 def test_no_other_loss_reaches_it_and_its_own_reaches_nothing_else() -> None:
@@ -89,7 +95,8 @@ def test_no_other_loss_reaches_it_and_its_own_reaches_nothing_else() -> None:
     outputs = model(input_ids=INPUT_IDS, target_items=TARGET_ITEMS)
     own = {name for name, _ in model.named_parameters() if name.startswith("id_heads.")}
     outputs.id_loss.backward(retain_graph=True)
-    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == own
+    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert {name for name in reached if model.get_parameter(name).grad.any()} == own
     model.zero_grad()
     (outputs.loss - outputs.id_loss).backward()
     assert all(not parameter.grad.any() for name, parameter in model.named_parameters() if name in own)

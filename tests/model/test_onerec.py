@@ -308,9 +308,9 @@ def test_path_sampling_trains_the_codes_of_drawn_items_in_training_only() -> Non
     outputs = drawn(**inputs)
     torch.manual_seed(0)
     batch = drawn.target_pass(drawn.encoder(inputs["input_ids"]), inputs["target_items"])
-    _, lesson = item_head_losses(batch, drawn.item_head, batch.newest_states[batch.has_target])
-    torch.rand(1)  # decides whether to draw: always
-    item = lesson.sample_items()
+    states_MD = batch.newest_states[batch.has_target]
+    _, lessons = item_head_losses(batch, drawn.item_head, states_MD, path_sampling=1.0)
+    item = lessons.paths_M
     assert item.item() != 22
     expected = true(input_ids=inputs["input_ids"], target_items=item[None])
     torch.testing.assert_close(outputs.level_losses_L, expected.level_losses_L)
