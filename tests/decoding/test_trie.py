@@ -5,24 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
-from onerec.decoding.exclusions import Exclusions
 from onerec.decoding.trie import Trie
 from onerec.errors import ConfigError, DataError
-
-# In code order: 010 is item 2, 012 item 5, 030 item 1, 201 item 4, 202 item 0, 203 item 3.
-CODES_NL = np.array([[2, 0, 2], [0, 3, 0], [0, 1, 0], [2, 0, 3], [2, 0, 1], [0, 1, 2]])
-SIZES = (3, 4, 4)
-
-
-@st.composite
-def tables(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
-    """Codes, sizes and bucket ranks of a random catalogue, with shared codes."""
-    sizes = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)))
-    num_items = draw(st.integers(1, 40))
-    codes_NL = draw(arrays(np.int64, (num_items, len(sizes)), elements=st.integers(0, 2**31 - 1))) % np.array(sizes)
-    return codes_NL, sizes, np.random.default_rng(0).permutation(num_items)
+from tests.decoding.catalogues import CODES_NL, SIZES, tables
 
 
 def children_of(trie: Trie, level: int, node: int) -> tuple[list[int], list[int]]:
@@ -69,30 +55,6 @@ def test_every_path_is_an_item_and_every_item_a_path(table: tuple[np.ndarray, tu
     assert trie.item_of_rank.tolist() == by_codes_then_rank
     assert [codes for _, codes in paths] == [tuple(codes_NL[item]) for item in by_codes_then_rank]
     assert trie.rank_of_item[trie.item_of_rank].tolist() == list(range(trie.num_items))
-
-
-@given(tables(), st.data())
-def test_a_node_is_dead_exactly_when_all_its_items_are_excluded(
-    table: tuple[np.ndarray, tuple[int, ...], np.ndarray], data: st.DataObject
-) -> None:
-    codes_NL, sizes, ranks_N = table
-    trie = Trie.from_table(codes_NL, sizes, ranks_N)
-    subsets = st.lists(st.integers(0, len(codes_NL) - 1), max_size=2 * len(codes_NL))
-    excluded = [np.array(data.draw(subsets), dtype=np.int64) for _ in range(3)]
-    exclusions = Exclusions(trie, excluded)
-    assert exclusions.num_excluded_B.tolist() == [len(set(items.tolist())) for items in excluded]
-    for level in range(trie.num_levels):
-        nodes_BC = torch.arange(trie.num_nodes(level)).expand(3, -1).contiguous()
-        found = exclusions.contains(level, nodes_BC)
-        for request, items in enumerate(excluded):
-            allowed = np.delete(codes_NL, items, axis=0)
-            prefixes = sorted({tuple(row) for row in codes_NL[:, : level + 1]})
-            if level == trie.num_levels - 1:
-                expected = np.isin(trie.item_of_rank, items).tolist()
-            else:
-                living = {tuple(row) for row in allowed[:, : level + 1]}
-                expected = [prefix not in living for prefix in prefixes]
-            assert (found[request].tolist() if found is not None else [False] * len(expected)) == expected
 
 
 def test_a_bucket_keeps_its_order() -> None:
@@ -172,12 +134,6 @@ def test_levels_without_codes_are_refused(sizes: tuple[int, ...]) -> None:
         Trie.from_table(np.zeros((1, len(sizes)), int), sizes)
 
 
-@pytest.mark.parametrize("item", [-1, 6])
-def test_excluding_an_unknown_item_is_refused(item: int) -> None:
-    with pytest.raises(DataError, match=f"first: {item}\\), expected 0 to 5"):
-        Exclusions(Trie.from_table(CODES_NL, SIZES), [np.array([0]), np.array([item])])
-
-
 @given(tables(), st.data())
 def test_a_restricted_tree_is_the_tree_of_what_is_allowed(
     table: tuple[np.ndarray, tuple[int, ...], np.ndarray], data: st.DataObject
@@ -198,20 +154,6 @@ def test_a_restricted_tree_is_the_tree_of_what_is_allowed(
     assert restricted.rank_of_item[restricted.item_of_rank].tolist() == list(range(len(items_M)))
     assert (restricted.num_items, restricted.num_leaves) == (len(codes_NL), len(items_M))
     assert (restricted.rank_of_item[~torch.from_numpy(allowed_N)] == -1).all()
-
-
-def test_excluding_an_item_that_is_not_in_the_tree_changes_nothing() -> None:
-    trie = Trie.from_table(CODES_NL, SIZES).restrict(np.array([False, True, True, True, True, True]))
-    both, one = Exclusions(trie, [np.array([0, 4, 3])]), Exclusions(trie, [np.array([4, 3])])
-    assert both.num_excluded_B.tolist() == one.num_excluded_B.tolist() == [3]  # item 0 is out of reach in both
-    for level in range(3):
-        nodes_BC = torch.arange(trie.num_nodes(level))[None]
-        found, expected = both.contains(level, nodes_BC), one.contains(level, nodes_BC)
-        assert found is not None
-        assert expected is not None
-        assert found.tolist() == expected.tolist()
-    everything = Exclusions(trie, [np.arange(1, 6)])
-    assert everything.num_excluded_B.tolist() == [6]
 
 
 @pytest.mark.parametrize("allowed_N", [np.zeros(6, bool), np.ones(5, bool), np.ones(6, int)])
