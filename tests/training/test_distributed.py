@@ -36,7 +36,7 @@ TRAINING = TrainingSettings(
     precision="float32",
     epochs=2,
     max_positions_per_step=14,
-    learning_rate=1e-2,
+    learning_rate=5e-3,  # at twice that a gradient of the last step enlarges differences of rounding tenfold
     warmup_steps=2,
     evaluate_every_epochs=1,
     logging_steps=1,
@@ -202,7 +202,7 @@ def test_losses_and_weights_are_those_of_one_process(root: Path, name: str, expe
 def assert_same_training(folder: Path, expected: Path) -> None:
     assert len(log(expected)) > 10
     for found, line in zip(log(folder), log(expected), strict=True):
-        assert found == pytest.approx(line, rel=3e-5, abs=1e-5)
+        assert found == pytest.approx(line, rel=1e-5, abs=1e-5)
     weights, expected_weights = (load_file(path / "pretrain" / "model.safetensors") for path in (folder, expected))
     assert weights.keys() == expected_weights.keys()
     for name, tensor in expected_weights.items():
