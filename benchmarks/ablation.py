@@ -70,6 +70,7 @@ INGREDIENTS = (
     Ingredient("path_sampling", {"model.path_sampling": 0.0}, needs=("item_head",)),
     Ingredient("rescoring", {"decoding.rescoring": 0.0}, needs=("item_head",)),
     Ingredient("dense_candidates", {"decoding.dense_candidates": 0}, needs=("item_head", "rescoring")),
+    Ingredient("transitions", {"decoding.transitions": 0.0}),
     Ingredient("positions_from_end", {"model.positions": "from_start"}),
     Ingredient("dropout", {"model.dropout": 0.0}),
     Ingredient("context_dropout", {"model.context_dropout": None}, needs=("dropout",)),  # as much as elsewhere

@@ -6,6 +6,7 @@ items.parquet                   the catalogue's ids, texts and categories
 tokenizer/                      by option: frozen codebooks and fusion, which place items that join later
 reward/                         by option: a reward model that selects among the beams
 trained_items.npy               by option: which items are not new, to keep places of a list for those that are
+transitions.safetensors         by option: what followed what in the training log
 README.md                       the model card
 manifest.json                   hashes of every file and of what the bundle was made from
 """
@@ -26,6 +27,7 @@ from onerec.data.titles import item_titles
 from onerec.decoding.new_items import NewItemSlots
 from onerec.decoding.recommender import OneRecRecommender
 from onerec.decoding.selection import Selector
+from onerec.decoding.transitions import Transitions
 from onerec.decoding.trie import Trie
 from onerec.errors import ArtifactError
 from onerec.evaluation.results import Results
@@ -56,6 +58,7 @@ class Bundle:
 
     `assigner` places new items; None in a bundle that was written without its tokenizer. `selector` puts beams in order
     by a reward model; None in one without. `new_items` keeps places of a list for new ones; None where none are kept.
+    `transitions` tell what followed what in the log; None where they have no say.
     """
 
     model: OneRec
@@ -65,6 +68,7 @@ class Bundle:
     assigner: Assigner | None = None
     selector: Selector | None = None
     new_items: NewItemSlots | None = None
+    transitions: Transitions | None = None
 
     @classmethod
     def load(cls, folder: Path) -> "Bundle":
@@ -89,7 +93,8 @@ class Bundle:
         has_reward = any(name.startswith(f"{_REWARD}/") for name in manifest.files)
         selector = Selector.load(folder / _REWARD, table) if has_reward else None
         new_items = NewItemSlots.load(int(manifest.details.get("new_item_slots", 0)), folder)
-        return cls(model.eval(), table, items, manifest, assigner, selector, new_items)
+        transitions = Transitions.load(float(manifest.details.get("transitions", 0.0)), folder)
+        return cls(model.eval(), table, items, manifest, assigner, selector, new_items, transitions)
 
     @property
     def titles(self) -> list[str]:
@@ -108,6 +113,7 @@ class Bundle:
             rescoring=float(details.get("rescoring", 0.0)),
             new_items=self.new_items,
             dense_candidates=int(details.get("dense_candidates", 0)),
+            transitions=self.transitions,
         )
 
 
@@ -155,9 +161,13 @@ def write_bundle(
             inputs = {**inputs, _TOKENIZER: _copy_tokenizer(tokenizer, table, temporary)}
         if reward is not None:
             inputs = {**inputs, _REWARD: _copy_reward(reward, table, temporary)}
-        counts_N = data.histories.training().item_counts(data.num_items)
+        training = data.histories.training()
+        counts_N = training.item_counts(data.num_items)
         if (new_items := NewItemSlots.of(config.decoding.new_item_slots, counts_N)) is not None:
             new_items.save(temporary)
+        transitions = Transitions.of(config.decoding.transitions, training, data.num_items)
+        if transitions is not None:
+            transitions.save(temporary)
         (temporary / "README.md").write_text(_model_card(model, table, data, results, config), encoding="utf-8")
         details = _details(config, data.schema.text_columns)
         write_manifest(temporary, KIND, {**inputs, "table": table.content_hash}, hash_settings(config), details)
@@ -215,6 +225,7 @@ def _details(config: RunConfig, text_columns: Sequence[str]) -> dict[str, Any]:
         "rescoring": config.decoding.rescoring,
         "dense_candidates": config.decoding.dense_candidates,
         "new_item_slots": config.decoding.new_item_slots,
+        "transitions": config.decoding.transitions,
         "text_columns": list(text_columns),
     }
 

@@ -31,9 +31,17 @@ class DecodingSettings(Settings):
     dense_candidates: int = Field(
         0, ge=0, description="items that no beam found and the item heads find likeliest, ranked with those found"
     )
+    transitions: float = Field(
+        0.0, ge=0, description="weight of what followed the newest items in the training log; 0: it is not looked up"
+    )
     new_item_slots: int = Field(
         0, ge=0, description="items of each list, at least, that no training event holds, as far as there are; 0: any"
     )
+
+    @property
+    def asks_others(self) -> bool:
+        """Whether anything beside the beams has a say in the order of a list."""
+        return bool(self.rescoring or self.transitions)
 
     @model_validator(mode="after")
     def _candidates_are_ranked(self) -> "DecodingSettings":
@@ -96,11 +104,12 @@ class RunConfig(Settings):
                 "are ranked whole, expected 0; the item head has an opinion of single items alone. Set one of the two "
                 "to 0"
             )
-        if items and self.decoding.new_item_slots:
-            raise ValueError(
-                f"decoding.new_item_slots: found {self.decoding.new_item_slots} beside model.session_items {items}, "
-                "whose lists are decoded whole, expected 0. Set one of the two to 0"
-            )
+        for key in ("new_item_slots", "transitions"):
+            if items and getattr(self.decoding, key):
+                raise ValueError(
+                    f"decoding.{key}: found {getattr(self.decoding, key)} beside model.session_items {items}, whose "
+                    "lists are decoded whole, expected 0. Set one of the two to 0"
+                )
         if sessions is not None and not items:
             raise ValueError(
                 "data.sessions: found with model.session_items 0, which reads single events; set session_items or "

@@ -205,7 +205,7 @@ class Pipeline:
         self._evaluate_once("onerec", lambda: self.recommender(self.model), self._pretraining_minutes, processes)
         if self.config.data.sessions is not None and processes.is_main_process:
             self._evaluate_lists(self.config.data.sessions)
-        if self.config.decoding.rescoring:
+        if self.config.decoding.asks_others:
             beam_alone = partial(self._beam_alone, self.model)
             self._evaluate_once(BEAM_ALONE, beam_alone, self._pretraining_minutes, processes)
         for place, (name, fit) in enumerate(self._baselines().items()):
@@ -269,11 +269,11 @@ class Pipeline:
         return summarize_runs(runs, self.data.manifest.details["source"], self.config.evaluation)
 
     def _compared(self) -> list[str]:
-        """What stands beside OneRec in a table: its beams before the item head orders them, then the baselines."""
-        return [*([BEAM_ALONE] if self.config.decoding.rescoring else []), *self._baselines()]
+        """What stands beside OneRec in a table: its beams before others order them, then the baselines."""
+        return [*([BEAM_ALONE] if self.config.decoding.asks_others else []), *self._baselines()]
 
     def _beam_alone(self, model: OneRec) -> OneRecRecommender:
-        recommender = self.recommender(model, rescoring=0.0)
+        recommender = self.recommender(model, beams_alone=True)
         recommender.name = BEAM_ALONE
         return recommender
 
@@ -326,16 +326,15 @@ class Pipeline:
         evaluations = evaluate(self.recommender(model), self.data, Split.VALIDATION, settings, show_progress=False)
         return evaluations["validation"].metrics
 
-    def recommender(self, model: OneRec, rescoring: float | None = None) -> OneRecRecommender:
+    def recommender(self, model: OneRec, beams_alone: bool = False) -> OneRecRecommender:
         """A model of this run as it is evaluated, with the events that its pathways read.
 
-        `rescoring` is the item head's weight, where it is not the config's.
+        With `beams_alone` nothing else proposes items or has a say in their order.
         """
         pathways, source = model.encoder.pathways, None
         if pathways is not None:
             source = EventSource(self.data.histories, user_profiles(self.data.users, pathways.spec))
-        counts_N = self.data.histories.training().item_counts(self.data.num_items)
-        return run_recommender(self.config, model, self.table, counts_N, source, rescoring)
+        return run_recommender(self.config, model, self.table, self.data.histories.training(), source, beams_alone)
 
     def fitted(self) -> Fitted:
         """What becomes part of the run's models: pieces and vectors of its tokenizer, features of their pathways."""

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from onerec.baselines.scoring import rank_scores
 from onerec.data.histories import Histories
 from onerec.evaluation.recommender import Ranking
+from onerec.sparse_rows import largest_of_rows
 from tokenizer.settings import Settings
 
 _ITEMS_AT_A_TIME = 1024
@@ -64,7 +65,7 @@ class ItemKnn:
             different = rows + start != columns
             rows, columns, counts = rows[different], columns[different], together.data[different]
             similarities = counts / (roots_N[rows + start] * roots_N[columns] + settings.shrinkage)
-            kept = _nearest(rows, columns, similarities, settings.num_neighbors)
+            kept = largest_of_rows(rows, columns, similarities, settings.num_neighbors)
             blocks.append(
                 sparse.csr_array(
                     (similarities[kept], (rows[kept], columns[kept])), shape=(together.shape[0], num_items)
@@ -87,11 +88,3 @@ class ItemKnn:
             dtype=np.float32,
         )
         return rank_scores((weights_BN @ self.similarities_NN).toarray(), histories, k, exclude_seen)
-
-
-def _nearest(rows: np.ndarray, columns: np.ndarray, similarities: np.ndarray, num_neighbors: int) -> np.ndarray:
-    """Positions of the `num_neighbors` largest similarities of each row, of equal ones the lower column first."""
-    order = np.lexsort((columns, -similarities, rows))
-    sorted_rows = rows[order]
-    first_of_row = np.searchsorted(sorted_rows, sorted_rows, side="left")
-    return order[np.arange(len(order)) - first_of_row < num_neighbors]

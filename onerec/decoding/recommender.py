@@ -6,6 +6,7 @@ Shapes: B requests, S history length in items, K places of a list.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -16,7 +17,8 @@ from onerec.decoding.beam import BeamResult, Watch, beam_search, check_list_leng
 from onerec.decoding.dense_candidates import find_missed
 from onerec.decoding.exact import exact_search
 from onerec.decoding.new_items import NewItemSlots, join
-from onerec.decoding.rescoring import ItemVectors, check_rescoring, rescore
+from onerec.decoding.rescoring import ItemVectors, check_rescoring, head_opinions, rescore
+from onerec.decoding.transitions import Transitions, newest_items
 from onerec.decoding.trie import Trie
 from onerec.evaluation.recommender import Ranking
 from onerec.model.context import Context
@@ -34,7 +36,7 @@ class OneRecRecommender:
     `source` is where an evaluator finds the events that a model with pathways reads beside the items; `rescoring` the
     weight of the item head's opinion of what the search found, see `onerec.decoding.rescoring`; `new_items` keeps
     places of each list for new ones, see `onerec.decoding.new_items`; `dense_candidates` is how many items that the
-    search missed the heads propose, see the module of that name.
+    search missed the heads propose, see the module of that name, as `transitions` has, what followed what in the log.
     """
 
     name = "onerec"
@@ -50,6 +52,7 @@ class OneRecRecommender:
         rescoring: float = 0.0,
         new_items: NewItemSlots | None = None,
         dense_candidates: int = 0,
+        transitions: Transitions | None = None,
     ) -> None:
         check_rescoring(model.config, rescoring, dense_candidates)
         self.model = model.for_decoding(precision).eval()
@@ -60,6 +63,7 @@ class OneRecRecommender:
         self.rescoring = rescoring
         self.new_items = new_items
         self.dense_candidates = dense_candidates
+        self.transitions = None if transitions is None else transitions.to(model.device)
         self._new_tree: tuple[Trie, Trie | None] | None = None
         with torch.inference_mode():
             vectors_NE = self.model.item_vectors() if rescoring else None
@@ -70,7 +74,7 @@ class OneRecRecommender:
 
     def remade(self, model: OneRec, trie: Trie, precision: Precision = "float32") -> Self:
         """The same in all else for another model, tree or precision; a model for decoding has its precision already."""
-        options = (precision, self.source, self.rescoring, self.new_items, self.dense_candidates)
+        options = (precision, self.source, self.rescoring, self.new_items, self.dense_candidates, self.transitions)
         return type(self)(model, trie, self.num_beams, *options)
 
     @property
@@ -104,7 +108,10 @@ class OneRecRecommender:
             pathways = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
         else:
             require_wishes(requests, known=())
-        return self.model.encode(items_BS, lengths_B, self._prefix_vectors, pathways)
+        context = self.model.encode(items_BS, lengths_B, self._prefix_vectors, pathways)
+        if self.transitions is None:
+            return context
+        return replace(context, newest_items_BR=newest_items(items_BS, lengths_B))
 
     def search(
         self,
@@ -155,9 +162,9 @@ class OneRecRecommender:
         return self._rank(found, context, k, excluded), expansions_B.cpu().numpy()
 
     def _num_found(self, k: int, num_beams: int) -> int:
-        """Items to search for: all beams where the item head has a say in their order."""
+        """Items to search for: all beams where others have a say in their order."""
         check_list_length(k, num_beams)
-        return num_beams if self.rescoring else k
+        return k if self.transitions is None and not self.rescoring else num_beams
 
     def _num_new(self, k: int, num_beams: int) -> int:
         """New items to search for: as many as places are kept, or all beams as above."""
@@ -175,15 +182,27 @@ class OneRecRecommender:
     def _rank(
         self, found: BeamResult, context: Context, k: int, excluded: Sequence[np.ndarray] | None = None
     ) -> Ranking:
-        if self._item_vectors is not None:
-            if self.dense_candidates:
-                assert isinstance(self._item_vectors, torch.Tensor)
-                vectors_NE, count = self._item_vectors, self.dense_candidates
-                found = join(found, find_missed(found, self.model, context, vectors_NE, self.trie, count, excluded))
-            found = rescore(found, self.model, context, self._item_vectors, self.rescoring)
+        if self.dense_candidates:
+            assert isinstance(self._item_vectors, torch.Tensor)
+            vectors_NE, count = self._item_vectors, self.dense_candidates
+            found = join(found, find_missed(found, self.model, context, vectors_NE, self.trie, count, excluded))
+        if opinions := self._opinions(found, context):
+            found = rescore(found, opinions)
         if self.new_items is not None:
             found = self.new_items.keep(found, k)
         return Ranking(found.items_BK[:, :k].to("cpu", torch.int32).numpy(), found.scores_BK[:, :k].cpu().numpy())
+
+    def _opinions(self, found: BeamResult, context: Context) -> list[tuple[float, torch.Tensor]]:
+        """What else is thought of the items found: weights and logits (B, W)."""
+        opinions: list[tuple[float, torch.Tensor]] = []
+        if self._item_vectors is not None:
+            logits = head_opinions(found, self.model, context, self._item_vectors)
+            opinions += [(self.rescoring, logits_BW) for logits_BW in logits]
+        if self.transitions is not None:
+            assert context.newest_items_BR is not None
+            logits_BW = self.transitions.opinion(context.newest_items_BR, found.items_BK)
+            opinions.append((self.transitions.weight, logits_BW))
+        return opinions
 
     def _like_lengths(self, histories: Sequence[History]) -> Iterator[np.ndarray]:
         """Request numbers in groups of similar history length, so that little is padded."""

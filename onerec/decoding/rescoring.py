@@ -1,14 +1,15 @@
-"""Further opinions on what beam search found: that of the item head, and of heads over ids where there are some.
+"""Further opinions on what beam search found: of the item head, of heads over ids, of the log's transitions.
 
 A head ranks all items at once by one vector each, the decoder one code after another; what they know together is more
 than any of them does (measured on Amazon-2014 Beauty). The score of a found item becomes the log-probability of its
-codes plus a weight times the log-probability that each head gives it among the items found. So a request reads the
-vectors of its own beams alone, whatever the size of the catalogue, and an item that no beam reached cannot come back
-in; `onerec.decoding.dense_candidates` buys that dearly.
+codes plus a weight times the log-probability that each head gives it among the items found, and likewise for
+`onerec.decoding.transitions`. So a request reads the vectors of its own beams alone, whatever the size of the
+catalogue, and an item that no beam reached cannot come back in; `onerec.decoding.dense_candidates` buys that dearly.
 
 Shapes: B requests, W items found a request, N items, E width of item vectors, S history length in items.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -52,21 +53,27 @@ class ItemVectors(Protocol):
         """Those of some items (...) -> (..., E)."""
 
 
-@torch.inference_mode()
-def rescore(found: BeamResult, model: OneRec, context: Context, vectors_NE: ItemVectors, weight: float) -> BeamResult:
-    """The same items in the order of all opinions; equal scores keep the order of the search."""
-    assert model.item_head is not None
-    missing_BW, items_BW = found.items_BK < 0, found.items_BK.clamp(min=0)
-    seen_BW = _seen(items_BW, context)
-    opinions = [model.item_head.score(context.newest_BD, vectors_NE[items_BW], seen_BW)]
-    for head, states_BE in zip(model.id_heads, context.id_states, strict=True):
-        opinions.append(head.score(states_BE, items_BW, seen_BW))
-    scores_BW = found.scores_BK
-    for logits_BW in opinions:
+def rescore(found: BeamResult, opinions: Sequence[tuple[float, Tensor]]) -> BeamResult:
+    """The same items in the order of all opinions, each a weight and logits (B, W); equal scores keep their order."""
+    missing_BW, scores_BW = found.items_BK < 0, found.scores_BK
+    for weight, logits_BW in opinions:
         scores_BW = scores_BW + weight * logits_BW.masked_fill(missing_BW, float("-inf")).log_softmax(dim=1)
     scores_BW = scores_BW.masked_fill(missing_BW, float("-inf"))
     scores_BW, order_BW = scores_BW.sort(dim=1, descending=True, stable=True)
     return BeamResult(items_BK=found.items_BK.gather(1, order_BW), scores_BK=scores_BW)
+
+
+@torch.inference_mode()
+def head_opinions(found: BeamResult, model: OneRec, context: Context, vectors_NE: ItemVectors) -> list[Tensor]:
+    """Logits (B, W) of the items found, by the item head and by each head over ids."""
+    assert model.item_head is not None
+    items_BW = found.items_BK.clamp(min=0)
+    seen_BW = _seen(items_BW, context)
+    heads = zip(model.id_heads, context.id_states, strict=True)
+    return [
+        model.item_head.score(context.newest_BD, vectors_NE[items_BW], seen_BW),
+        *(head.score(states_BE, items_BW, seen_BW) for head, states_BE in heads),
+    ]
 
 
 @torch.inference_mode()

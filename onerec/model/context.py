@@ -46,6 +46,7 @@ class Context:
     visible_B11S: Tensor | None  # None: every position is real
     catalogue: Catalogue
     id_states: tuple[Tensor, ...] = ()  # one (B, E) an id head
+    newest_items_BR: Tensor | None = None  # newest first, -1 for none; None where no decoding asks
 
     @property
     def num_requests(self) -> int:

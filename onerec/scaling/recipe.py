@@ -233,8 +233,7 @@ class Rung:
         return self._evaluate(model, settings).metrics
 
     def _evaluate(self, model: OneRec, settings: EvaluationSettings) -> Evaluation:
-        counts_N = self.histories.item_counts(self.pipeline.data.num_items)
-        recommender = run_recommender(self.pipeline.config, model, self.table, counts_N)
+        recommender = run_recommender(self.pipeline.config, model, self.table, self.histories)
         allowed = settings.model_copy(update={"protocols": ("seen_allowed",)})
         return evaluate(recommender, self.pipeline.data, Split.VALIDATION, allowed, show_progress=False)["validation"]
 

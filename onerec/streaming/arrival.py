@@ -100,8 +100,7 @@ def _assign(state: StreamState, log: Log, folder: Path, inputs: dict[str, str]) 
 
 def _evaluate(base: Pipeline, log: Log, catalogue: Catalogue, model: OneRec, name: str) -> Run:
     config, model = base.config, model.eval().to(base.processes.device)
-    counts_N = log.histories.training().item_counts(log.num_items)
-    recommender = run_recommender(config, model, catalogue.table(), counts_N)
+    recommender = run_recommender(config, model, catalogue.table(), log.histories.training())
     recommender.name = name
     evaluations = evaluate(recommender, log, Split.TEST, config.evaluation)
     return Run(config.seed, evaluations, 0.0, model.num_parameters())

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from onerec.data.histories import Histories
 from onerec.data.pathway_settings import CategorySpec, PathwaySettings, PathwaySpec
 from onerec.decoding.new_items import NewItemSlots
 from onerec.decoding.parallel.blocks import check_divisible, order_rows
@@ -17,6 +18,7 @@ from onerec.decoding.parallel.processes import Processes
 from onerec.decoding.parallel.recommender import ParallelRecommender
 from onerec.decoding.parallel.share import cut_codes
 from onerec.decoding.recommender import OneRecRecommender
+from onerec.decoding.transitions import Transitions
 from onerec.decoding.trie import Trie
 from onerec.errors import ConfigError
 from onerec.model.configuration import OneRecConfig
@@ -29,6 +31,8 @@ CODES_NL = np.stack(np.unravel_index(np.sort(GENERATOR.choice(336, NUM_ITEMS - 1
 CODES_NL = GENERATOR.permutation(np.concatenate([CODES_NL, CODES_NL[:10]]))  # ten pairs share all codes: equal scores
 RANKS_N = np.array([(CODES_NL[:item] == codes_L).all(axis=1).sum() for item, codes_L in enumerate(CODES_NL)])
 HISTORIES = [GENERATOR.integers(0, NUM_ITEMS, length) for length in (3, 0, 6, 1, 20, 6)]
+EVENTS = np.random.default_rng(1).integers(0, NUM_ITEMS, 300).astype(np.int32)
+LOG = Histories(np.arange(0, 301, 10), EVENTS, np.arange(300), np.zeros(300, dtype=np.uint8))
 SHAPE = {"d_model": 16, "d_ff": 32, "num_heads": 4, "max_history_items": 6}
 PATHWAYS = PathwaySpec(
     settings=PathwaySettings.model_validate(
@@ -85,7 +89,8 @@ def make_recommender(case: str, tree: str = "whole") -> OneRecRecommender:
     new_items = None
     if tree == "changed":  # new ones all in the last process's share
         new_items = NewItemSlots(2, CODES_NL[:, 0] != 6)
-    return OneRecRecommender(model, trie, NUM_BEAMS, rescoring=rescoring, new_items=new_items)
+    transitions = Transitions.of(0.4, LOG, NUM_ITEMS) if tree == "filtered" else None
+    return OneRecRecommender(model, trie, NUM_BEAMS, rescoring=rescoring, new_items=new_items, transitions=transitions)
 
 
 def answer(recommender: OneRecRecommender) -> list[np.ndarray]:

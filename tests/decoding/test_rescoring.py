@@ -6,10 +6,11 @@ import torch
 
 from onerec.decoding.beam import BeamResult, beam_search
 from onerec.decoding.recommender import OneRecRecommender
-from onerec.decoding.rescoring import rescore
+from onerec.decoding.rescoring import head_opinions, rescore
 from onerec.decoding.trie import Trie
 from onerec.errors import ConfigError
 from onerec.model.configuration import OneRecConfig
+from onerec.model.context import Context
 from onerec.model.onerec import OneRec
 
 SIZES, NUM_ITEMS, NUM_BEAMS = (5, 4, 4), 40, 10
@@ -31,6 +32,10 @@ def make_model(**shape: object) -> OneRec:
 
 def make_recommender(model: OneRec, rescoring: float) -> OneRecRecommender:
     return OneRecRecommender(model, Trie.from_table(CODES_NL, SIZES), NUM_BEAMS, rescoring=rescoring)
+
+
+def by_heads(found: BeamResult, model: OneRec, context: Context, vectors_NE: torch.Tensor) -> BeamResult:
+    return rescore(found, [(1.0, logits_BW) for logits_BW in head_opinions(found, model, context, vectors_NE)])
 
 
 @torch.inference_mode()
@@ -94,7 +99,7 @@ def test_equal_scores_keep_the_order_of_the_search() -> None:
     context = model.encode(torch.tensor([[1, 2]]), torch.tensor([2]))
     found = BeamResult(torch.tensor([[8, 4, 6]]), torch.tensor([[-1.0, -1.0, -1.0]]))
     same_NE = model.encoder.item_vectors()[:1].expand(NUM_ITEMS, -1)
-    assert rescore(found, model, context, same_NE, 1.0).items_BK.tolist() == [[8, 4, 6]]
+    assert by_heads(found, model, context, same_NE).items_BK.tolist() == [[8, 4, 6]]
 
 
 @torch.inference_mode()
@@ -104,7 +109,7 @@ def test_as_many_beams_as_asked_for_are_rescored() -> None:
     context = recommender.encode(HISTORIES)
     narrow = recommender.search(context, 2, num_beams=5)
     found = beam_search(model, context, recommender.trie, 5, 5)
-    expected = rescore(found, model, context, model.encoder.item_vectors(), 1.0)
+    expected = by_heads(found, model, context, model.encoder.item_vectors())
     np.testing.assert_array_equal(narrow.items_BK, expected.items_BK[:, :2])
     with pytest.raises(ConfigError, match="num_beams = 5"):
         recommender.search(context, 6, num_beams=5)
@@ -116,7 +121,7 @@ def test_exact_search_rescores_the_provably_best() -> None:
     exact, _ = recommender.search_exactly(context, 4, num_beams=5)
     best = make_recommender(recommender.model, 0.0).search_exactly(context, 5, num_beams=5)[0]
     found = BeamResult(torch.from_numpy(best.items_BK).long(), torch.from_numpy(best.scores_BK))
-    expected = rescore(found, recommender.model, context, recommender.model.encoder.item_vectors(), 1.0)
+    expected = by_heads(found, recommender.model, context, recommender.model.encoder.item_vectors())
     np.testing.assert_array_equal(exact.items_BK, expected.items_BK[:, :4])
 
 

@@ -73,6 +73,7 @@ class ParallelRecommender(OneRecRecommender):
             source=recommender.source,
             rescoring=recommender.rescoring,
             new_items=recommender.new_items,
+            transitions=recommender.transitions,
         )
         self.precision = recommender.precision
         self.trie = recommender.trie  # the leader's, to be restricted; it is not searched
