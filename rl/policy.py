@@ -13,7 +13,7 @@ from onerec.model.context import Context
 from onerec.model.onerec import OneRec
 from rl.objectives import ecpo, gbpo, grpo
 from rl.rollout import PromptBatch, Rollout
-from rl.scoring import Scores, score_codes, score_items
+from rl.scoring import Scores, legal_masses, score_codes, score_items
 from rl.settings import AlignSettings, ObjectiveSettings
 from rl.supervision import SupervisedBatch
 
@@ -66,7 +66,9 @@ class Policy(nn.Module):
         if experience.logged_advantages_B is not None:
             targets_B1 = torch.from_numpy(prompts.targets_B[:, None]).to(context.states_BSD.device)
             logged = self.score(context, targets_B1, None)
-        masses_BG = self._legal_masses(context, experience.rollout.items_BG) if self._settings.legality_weight else None
+        masses_BG = None
+        if self._settings.legality_weight:
+            masses_BG = legal_masses(self.model, context, experience.rollout.items_BG, self._trie)
         self.train(was_training)
         if windows is None:
             return PolicyOutput(scores, free, logged, None, 0, masses_BG)
@@ -80,11 +82,6 @@ class Policy(nn.Module):
         if self._settings.objective.scoring == "plain":
             return score_codes(self.model, context, self.model.codes_of(items_BG), temperature)
         return score_items(self.model, context, items_BG, self._trie, temperature, excluded)
-
-    def _legal_masses(self, context: Context, items_BG: Tensor) -> Tensor:
-        """What an item's probability loses at each step to codes that may not follow, as a logarithm, summed."""
-        plain = score_codes(self.model, context, self.model.codes_of(items_BG))
-        return plain.log_probs_BG - score_items(self.model, context, items_BG, self._trie).log_probs_BG
 
 
 def surrogate(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, settings: ObjectiveSettings) -> Tensor:

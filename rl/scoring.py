@@ -67,6 +67,16 @@ def score_codes(model: OneRec, context: Context, codes_BGL: Tensor, temperature:
     return Scores(log_probs_BG, entropies_BG)
 
 
+def legal_masses(model: OneRec, context: Context, items_BG: Tensor, trie: Trie) -> Tensor:
+    """Log-probability (B, G) that codes chosen freely at each step of the items would all be legal."""
+    masses_BG = torch.zeros(items_BG.shape, device=items_BG.device)
+    logits = model.score_levels(context, model.codes_of(items_BG))
+    for level, (nodes_BW, logits_BWK) in enumerate(zip(_paths(trie, items_BG), logits, strict=True)):
+        legal_BW, _ = _constrained_totals(logits_BWK, trie, level, nodes_BW, None)
+        masses_BG = masses_BG + legal_BW - logits_BWK.logsumexp(dim=-1)
+    return masses_BG
+
+
 def _paths(trie: Trie, items_BG: Tensor) -> list[Tensor]:
     """For each level the nodes that its codes extend: the root (B, 1), then each item's own (B, G)."""
     nodes_BG = trie.ranks_of(items_BG)

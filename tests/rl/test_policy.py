@@ -178,6 +178,16 @@ def test_legal_masses_are_what_the_legal_codes_hold_at_each_step(toy) -> None:
     assert loss.item() == pytest.approx(-2.0 * (masses_BG * present_BG).mean().item(), rel=1e-5)
 
 
+def test_legal_masses_cost_one_pass_of_the_decoder(toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(legality_weight=1.0)
+    policy = Policy(toy.model, toy.trie, settings)
+    experience, _ = make_maker(toy, settings).make(policy, toy.model, 0)
+    passes, score_levels = [], toy.model.score_levels
+    monkeypatch.setattr(toy.model, "score_levels", lambda *asked: passes.append(asked) or score_levels(*asked))
+    policy(experience, None)
+    assert len(passes) == 2  # the objective's scores are the other
+
+
 def test_without_the_weight_no_legal_mass_is_taken(toy) -> None:
     policy = Policy(toy.model, toy.trie, settings_of())
     experience, _ = make_maker(toy, settings_of()).make(policy, toy.model, 0)
