@@ -17,7 +17,7 @@ from rl.dpo import best_and_worst
 from rl.generation import Generate, RolloutPlan
 from rl.objectives import group_advantages
 from rl.policy import Experience, Policy
-from rl.rewards.feedback import duration_aware_advantages, log_percentiles
+from rl.rewards.feedback import duration_aware_advantages, log_percentiles, require_column
 from rl.rewards.format import format_advantages
 from rl.rollout import PromptBatch, Prompts, Rollout
 from rl.settings import LoggedFeedbackSettings
@@ -44,12 +44,7 @@ class LoggedFeedback:
         self._percentiles_N = log_percentiles(training.offsets, training.feedback, settings)
         self._dislikes_N = np.zeros(training.num_events, dtype=bool)
         if settings.dislike_column is not None:
-            if settings.dislike_column not in training.feedback:
-                known = ", ".join(training.feedback)
-                raise ConfigError(
-                    f"align.feedback.dislike_column: found {settings.dislike_column!r}, expected one of {known}."
-                )
-            self._dislikes_N = np.nan_to_num(training.feedback[settings.dislike_column]) > 0
+            self._dislikes_N = np.nan_to_num(require_column(training.feedback, settings.dislike_column)) > 0
         self._top_share = settings.top_share
 
     def advantages(self, rows: np.ndarray) -> np.ndarray:
@@ -65,8 +60,8 @@ class ExperienceMaker:
         rank, num_processes: of the trainers.
 
     Raises:
-        ConfigError: fewer prompts than a step takes, a step that the processes cannot share evenly, or a feedback
-            column that does not exist.
+        ConfigError: fewer prompts than a step takes, or a step that the processes cannot share evenly.
+        DataError: a feedback column that is missing or constant.
     """
 
     def __init__(

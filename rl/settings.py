@@ -134,6 +134,25 @@ class AlignSettings(Settings):
     monitor: MonitorSettings = MonitorSettings()
 
     @model_validator(mode="after")
+    def _something_is_learnt(self) -> "AlignSettings":
+        weights = (self.objective.weight, self.supervised.weight, self.legality_weight)
+        if not any(weights) and self.format is None and self.feedback is None:
+            raise ValueError(
+                "objective.weight: found 0, as are supervised.weight and legality_weight, without format and feedback; "
+                "expected one of them, or no gradient moves the policy"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lines_tell_of_as_many_steps(self) -> "AlignSettings":
+        if self.steps > self.monitor.every_steps and self.steps % self.monitor.every_steps:
+            raise ValueError(
+                f"steps: found {self.steps}, expected a multiple of monitor.every_steps = {self.monitor.every_steps}, "
+                "or fewer: a last line of fewer steps would have less coverage, and might stop the training for it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rollouts_end_at_checkpoints(self) -> "AlignSettings":
         steps_of_weights = self.rollout.updates * self.rollout.sync_every
         if self.monitor.every_steps % steps_of_weights:

@@ -14,6 +14,7 @@ from accelerate.utils import send_to_device
 
 from onerec.data.batches import IGNORED_TARGET, TrainingWindows, bucketed_batches
 from onerec.data.histories import Histories
+from onerec.errors import DataError
 from rl.rewards.feedback import require_column
 from rl.settings import SupervisedSettings
 
@@ -22,12 +23,20 @@ def kept_targets(training: Histories, settings: SupervisedSettings) -> np.ndarra
     """Which training events may be targets; None where nothing is filtered. Events not recorded are dropped.
 
     Raises:
-        DataError: the filter column is missing or constant.
+        DataError: the filter column is missing or constant, or none of its values is left.
     """
     if settings.filter_column is None:
         return None
     values_N = require_column(training.feedback, settings.filter_column)
-    return np.nan_to_num(values_N, nan=-np.inf) > np.nanquantile(values_N, settings.drop_share)
+    bound = np.nanquantile(values_N, settings.drop_share)
+    kept_N = np.nan_to_num(values_N, nan=-np.inf) > bound
+    if not kept_N.any():
+        raise DataError(
+            f"align.supervised.filter_column {settings.filter_column!r}: found its largest value, {bound:g}, in "
+            f"{1 - settings.drop_share:.0%} of the events or more, so that none lies above what is dropped. Lower "
+            "align.supervised.drop_share, or name a column of finer values."
+        )
+    return np.asarray(kept_N)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pydantic import Field, FiniteFloat, PositiveInt
 
 from onerec.data.histories import Histories
 from onerec.errors import ConfigError, DataError
+from rl.rewards.feedback import require_column
 from tokenizer.settings import Settings
 
 
@@ -33,7 +34,7 @@ class FutureReward:
 
     Raises:
         ConfigError: a column that does not exist.
-        DataError: a column with missing or negative values, or nothing above 0.
+        DataError: a column with missing or negative values, or one value everywhere.
     """
 
     def __init__(self, training: Histories, settings: FutureRewardSettings) -> None:
@@ -61,9 +62,10 @@ def _values(training: Histories, column: str | None) -> np.ndarray:
         raise ConfigError(f"align.reward.future.column: found {column!r}, expected a feedback column: {known}.")
     values_N = np.asarray(training.feedback[column], dtype=np.float32)
     wrong = int((~(values_N >= 0)).sum())
-    if wrong or not values_N.max(initial=0) > 0:
+    if wrong:
         raise DataError(
             f"align.reward.future.column {column!r}: found {wrong} missing or negative of {len(values_N)} values, "
-            "expected 0 or more in every training event, and one above 0. Name another column, or none."
+            "expected 0 or more in every training event. Name another column, or none."
         )
+    require_column(training.feedback, column)
     return np.asarray(values_N / values_N.max())

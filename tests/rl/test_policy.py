@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onerec.data.batches import many_target_windows
-from onerec.errors import ConfigError
+from onerec.errors import ConfigError, DataError
 from onerec.model.configuration import OneRecConfig
 from onerec.model.onerec import OneRec
 from rl.experience import ExperienceMaker
@@ -79,6 +79,20 @@ def test_pairs_are_the_best_and_the_worst_of_each_group(toy) -> None:
     assert experience.rollout.items_BG[:, 0].tolist() == items_BG.max(dim=1).values.tolist()
     assert experience.rollout.items_BG[:, 1].tolist() == items_BG.min(dim=1).values.tolist()
     assert experience.reference_log_probs_BG is not None
+
+
+def test_a_dislike_that_everybody_or_nobody_has_is_refused(toy) -> None:
+    settings = settings_of(feedback={"watch_column": "watch_seconds", "dislike_column": "hate"})
+    training = toy.histories
+    for hate in (0.0, 1.0):
+        columns = {
+            "watch_seconds": training.feedback["watch_seconds"],
+            "duration_seconds": training.feedback["watch_seconds"] + 1,
+            "hate": np.full(training.num_events, hate, dtype=np.float32),
+        }
+        hated = dataclasses.replace(toy, histories=dataclasses.replace(training, feedback=columns))
+        with pytest.raises(DataError, match=f"'hate': found the value {hate:g} everywhere"):
+            make_maker(hated, settings)
 
 
 # ---- one forward pass --------------------------------------------------------------------------------------------

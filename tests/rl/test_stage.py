@@ -280,7 +280,9 @@ def test_two_processes_align_together(align, pretrained: Path, tmp_path: Path) -
         ("align.rollout.sync_every=2", "found 2 without workers, expected 1, or workers above 0"),
         ("align.rollout.workers=33", "found 33 for each of 1 trainers, expected at most prompts_per_step = 32"),
         ("align.prompts_per_step=100000", "found 100000, expected at most the"),
-        ("align.feedback={dislike_column: dislike}", "found 'dislike', expected one of"),
+        ("align.steps=9", "found 9, expected a multiple of monitor.every_steps = 4, or fewer"),
+        ("align={objective: {weight: 0}, supervised: {weight: 0}}", "or no gradient moves the policy"),
+        ("align.feedback={dislike_column: dislike}", "found no column 'dislike', expected one of"),
         ("align.format={chosen: 9, group_size: 8}", "found 9, expected at most group_size = 8"),
         ("align.stepps=3", "unknown key 'align.stepps'. Did you mean 'steps'"),
         ("align.reward.rules=[{kind: boost, column: gener, values: [x], factor: 2}]", "no column 'gener'"),
@@ -319,7 +321,7 @@ def test_another_pretraining_is_refused(align, tmp_path: Path, capsys: pytest.Ca
 
 def test_another_align_section_is_refused(align, capsys: pytest.CaptureFixture[str]) -> None:
     assert align("align.steps=4") == 0
-    assert align("align.steps=5") == 1
+    assert align("align.steps=8") == 1
     assert "holds an alignment of another align section" in capsys.readouterr().err
 
 

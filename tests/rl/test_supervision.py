@@ -1,5 +1,7 @@
 """The supervised windows: filtered targets are ignored, and processes share every window of a step."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -70,3 +72,14 @@ def test_a_step_whose_targets_are_all_dropped_does_not_count(toy) -> None:
 def test_a_filter_column_must_say_something(toy) -> None:
     with pytest.raises(DataError, match="no column 'likes', expected one of watch_seconds"):
         kept_targets(toy.histories, SupervisedSettings(filter_column="likes"))
+
+
+def test_a_filter_that_would_leave_no_target_is_refused(toy) -> None:
+    """Of a like that most events have, no share can be dropped from below but those without it."""
+    training = toy.histories.training()
+    likes_N = (np.arange(training.num_events) % 5 > 0).astype(np.float32)
+    liked = dataclasses.replace(training, feedback={"like": likes_N})
+    with pytest.raises(DataError, match="found its largest value, 1, in 50% of the events or more"):
+        kept_targets(liked, SupervisedSettings(filter_column="like", drop_share=0.5))
+    kept_N = kept_targets(liked, SupervisedSettings(filter_column="like", drop_share=0.1))
+    assert kept_N.tolist() == likes_N.astype(bool).tolist()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from onerec.data.histories import Histories
@@ -39,14 +39,17 @@ def test_the_first_meeting_counts_and_another_user_does_not() -> None:
 def test_columns_are_refused_that_value_nothing() -> None:
     with pytest.raises(ConfigError, match="expected a feedback column: rating"):
         rewards(1, [3], column="stars")
-    for wrong in ([float("nan")] * 6, [-1.0] * 6, [0.0] * 6):
-        with pytest.raises(DataError, match="missing or negative"):
-            FutureReward(log(LISTS, rating=wrong), FutureRewardSettings(column="rating"))
+    wrongs = {"missing or negative": [[float("nan")] * 6, [-1.0] * 6], "everywhere": [[0.0] * 6, [3.0] * 6]}
+    for message, ratings in wrongs.items():
+        for wrong in ratings:
+            with pytest.raises(DataError, match=message):
+                FutureReward(log(LISTS, rating=wrong), FutureRewardSettings(column="rating"))
 
 
 @given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=7), min_size=1, max_size=4), st.integers(1, 9))
 def test_equals_a_loop(lists: list[list[int]], window: int) -> None:
     values = [float(value) for value in range(1, sum(map(len, lists)) + 1)]
+    assume(len(values) > 1)
     judge = FutureReward(log(lists, rating=values), FutureRewardSettings(window_events=window, column="rating"))
     rows = np.arange(len(values))
     found_BG = judge(rows, np.tile(np.arange(5), (len(rows), 1)))
