@@ -1,6 +1,6 @@
 """The align stage: a pre-trained model in, the last weights that kept every stop rule out.
 
-runs/<name>/align/              weights, ID table's hash, log_history.json, metrics.json, align.yaml, manifest.json
+runs/<name>/align/              weights, log_history.json, metrics.json, report.html, align.yaml, manifest.json
 runs/<name>/align-bundle/       all that serving the aligned model needs
 runs/<name>/align-checkpoints/  what a stopped training goes on from
 """
@@ -33,6 +33,7 @@ from rl.experience import ExperienceMaker
 from rl.generation import Generate, RolloutPlan
 from rl.monitor import Baseline, probe
 from rl.policy import Policy
+from rl.report import write_alignment_page
 from rl.rewards.combined import ItemRewards, Judge
 from rl.rewards.future import FutureReward
 from rl.rewards.preference import PreferenceReward, PreferenceRewardSettings
@@ -168,7 +169,9 @@ class _Alignment:
         details = {"step": step, "steps_trained": trainer.state.global_step, "stop_reason": trainer.stop_reason}
         with atomic_folder(folder) as temporary:
             shutil.copytree(good, temporary, dirs_exist_ok=True)
-            write_json(temporary / "log_history.json", trainer.state.log_history)
+            log = trainer.state.log_history
+            write_json(temporary / "log_history.json", log)
+            write_alignment_page(temporary / "report.html", pipeline.config.name, log, before, after, details)
             figures = {"pretrained": before, "aligned": after}
             write_json(
                 temporary / "metrics.json",
@@ -186,6 +189,7 @@ class _Alignment:
         for name in before:
             found = before[name].metrics[metric], after[name].metrics[metric]
             console.print(f"{name} {metric}: {found[0]:.4f} before, {found[1]:.4f} after")
+        console.print(f"align: the monitor's figures are in {self.pipeline.folder / 'align' / 'report.html'}")
         console.print(f"align: weights of step {step}. Serve them:  python serve.py --bundle {_bundle(self.pipeline)}")
 
     def _supervised_windows(self, rank: int, num_processes: int) -> SupervisedWindows | None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from onerec.bundle import Bundle
 from onerec.config import RunConfig
@@ -104,6 +105,11 @@ def test_the_artefact_is_whole_and_kept(align, tmp_path: Path) -> None:
         assert len(log_of(tmp_path, key)) == 2
     for key in ("eval_ndcg@10", "legality", "kl", "entropy"):
         assert len(log_of(tmp_path, key)) == 2
+    events = EventAccumulator(str(tmp_path / "tiny" / "align-checkpoints" / "tensorboard")).Reload()
+    train = ("reward", "hit_rate", "groups_without_spread", "coverage", "popularity", "legality", "kl", "entropy")
+    for tag in (*(f"train/{key}" for key in train), "eval/ndcg@10"):
+        assert [point.step for point in events.Scalars(tag)] == [4, 8]
+    assert "Weights of step 8 of 8 trained; no stop rule was broken." in (folder / "report.html").read_text()
     bundle = Bundle.load(tmp_path / "tiny" / "align-bundle")
     for name, weight in OneRec.from_pretrained(folder).named_parameters():
         torch.testing.assert_close(bundle.model.get_parameter(name), weight, rtol=0, atol=0)
@@ -133,6 +139,7 @@ def test_a_reward_that_can_be_hacked_is_stopped_with_the_last_good_weights(
     assert details["step"] == details["steps_trained"] - 4 < 36
     assert "the last good weights are kept" in " ".join(capsys.readouterr().out.split())
     figures = json.loads((tmp_path / "tiny" / "align" / "metrics.json").read_text())
+    assert f"stopped by the monitor: {reason}" in (tmp_path / "tiny" / "align" / "report.html").read_text()
     published = figures["aligned"]["validation"]["metrics"]["ndcg@10"]
     before = figures["pretrained"]["validation"]["metrics"]["ndcg@10"]
     good = details["step"] // 4  # checks passed until then
