@@ -106,7 +106,9 @@ class ExperienceMaker:
         items_BG = rollout.items_BG.masked_fill(~rollout.present_BG, -1).cpu().numpy()
         rewards = self._reward(prompts, items_BG, rollout.scores_BG.cpu().numpy())
         rewards_BG = torch.from_numpy(rewards).to(rollout.items_BG.device)
-        advantages_BG, spread_B = group_advantages(rewards_BG, rollout.present_BG)
+        advantages_BG, spread_B = group_advantages(
+            rewards_BG, rollout.present_BG, self._settings.objective.scale_advantages
+        )
         targets_B = torch.from_numpy(prompts.targets_B).to(rollout.items_BG.device)
         return Judged(rollout, rewards_BG, targets_B, spread_B), advantages_BG
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from onerec.decoding.trie import Trie
 from onerec.model.context import Context
 from onerec.model.onerec import OneRec
-from rl.objectives import ecpo, gbpo, grpo
+from rl.objectives import cispo, ecpo, gbpo, grpo, sapo, vespo
 from rl.rollout import PromptBatch, Rollout
 from rl.scoring import Scores, legal_masses, score_codes, score_items
 from rl.settings import AlignSettings, ObjectiveSettings
@@ -89,8 +89,18 @@ def surrogate(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, sett
 
     Beside dpo, whose pairs have a loss of their own, free and logged samples take grpo's.
     """
-    if settings.kind == "gbpo":
-        return gbpo(log_probs, old_log_probs, advantages)
-    if settings.kind == "ecpo":
-        return ecpo(log_probs, old_log_probs, advantages, settings.epsilon, settings.delta)
-    return grpo(log_probs, old_log_probs, advantages, settings.epsilon)
+    samples = log_probs, old_log_probs, advantages
+    above = settings.epsilon if settings.epsilon_high is None else settings.epsilon_high
+    match settings.kind:
+        case "ecpo":
+            return ecpo(*samples, settings.epsilon, settings.delta)
+        case "gbpo":
+            return gbpo(*samples)
+        case "cispo":
+            return cispo(*samples, above)
+        case "sapo":
+            return sapo(*samples)
+        case "vespo":
+            return vespo(*samples)
+        case _:
+            return grpo(*samples, settings.epsilon, above)

@@ -77,11 +77,15 @@ class LoggedFeedbackSettings(FeedbackSettings):
 class ObjectiveSettings(Settings):
     """How advantages become a loss; see rl/objectives.py."""
 
-    kind: Literal["grpo", "ecpo", "gbpo", "dpo"] = Field(
+    kind: Literal["grpo", "cispo", "sapo", "vespo", "ecpo", "gbpo", "dpo"] = Field(
         "ecpo", description="the surrogate; dpo takes the best against the worst of a group"
     )
+    scale_advantages: bool = Field(True, description="by the group's standard deviation; Dr. GRPO: false")
     weight: float = Field(1.0, ge=0, description="of the surrogate in the loss")
     epsilon: float = Field(0.2, gt=0, lt=1, description="clip range of grpo and ecpo (TRL: 0.2)")
+    epsilon_high: PositiveFloat | None = Field(
+        None, description="range above 1 of grpo (DAPO: 0.28) and cispo (ScaleRL: 4); null: epsilon"
+    )
     delta: float = Field(0.1, ge=0, description="ecpo: room above 1 + epsilon for bad samples (the report: 0.1)")
     scoring: Literal["constrained", "plain"] = Field(
         "constrained", description="item probability: renormalised over the catalogue's codes, or over all codes"

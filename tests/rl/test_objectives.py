@@ -9,11 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from onerec.errors import OneRecError
-from rl.objectives import ecpo, gbpo, group_advantages, grpo, kl_to_reference
+from rl.objectives import cispo, ecpo, gbpo, group_advantages, grpo, kl_to_reference, sapo, vespo
 
-EPSILON, DELTA = 0.2, 0.1
+EPSILON, EPSILON_HIGH, DELTA = 0.2, 0.2, 0.1
 BOUND = 1 + EPSILON + DELTA
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -23,7 +25,15 @@ advantages = st.floats(-3, 3)
 
 
 def clip(log_probs: Tensor, old: Tensor, gains: Tensor) -> Tensor:
-    return grpo(log_probs, old, gains, EPSILON)
+    return grpo(log_probs, old, gains, EPSILON, EPSILON_HIGH)
+
+
+def clip_higher(log_probs: Tensor, old: Tensor, gains: Tensor) -> Tensor:
+    return grpo(log_probs, old, gains, EPSILON, 0.5)
+
+
+def clip_weights(log_probs: Tensor, old: Tensor, gains: Tensor) -> Tensor:
+    return cispo(log_probs, old, gains, 0.5)
 
 
 def early_clip(log_probs: Tensor, old: Tensor, gains: Tensor) -> Tensor:
@@ -59,31 +69,53 @@ def test_grpo_by_hand(ratio: float, advantage: float, value: float, gradient: fl
     assert value_and_gradient(clip, 0.1 * ratio, 0.1, advantage) == pytest.approx((value, gradient))
 
 
-def test_grpo_and_its_kl_are_trls_on_completions_of_one_token() -> None:
-    from trl.trainer.grpo_trainer import GRPOTrainer
-
+@pytest.mark.parametrize(
+    ("objective", "loss_type", "epsilon_high"),
+    [
+        *((clip, name, EPSILON) for name in ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")),
+        (clip_higher, "dapo", 0.5),
+        (clip_weights, "cispo", 1.5),  # TRL takes the bound itself
+        (sapo, "sapo", EPSILON),
+        (vespo, "vespo", EPSILON),
+    ],
+)
+def test_the_variants_of_grpo_and_the_kl_are_trls_on_completions_of_one_token(
+    objective: Objective, loss_type: str, epsilon_high: float
+) -> None:
     generator = torch.Generator().manual_seed(0)
     log_probs, old, reference, gains = torch.randn(4, 1, 64, generator=generator) - 3
     gains = gains + 3
     own, theirs = (log_probs.clone().requires_grad_() for _ in range(2))
-    (-clip(own, old, gains) + 0.1 * kl_to_reference(own, reference)).mean().backward()
+    (-objective(own, old, gains) + 0.1 * kl_to_reference(own, reference)).mean().backward()
+    trainer = trl_trainer(theirs, loss_type, epsilon_high)
+    token = torch.ones(64, 1, dtype=torch.int64)
+    prompt = {"prompt_ids": token, "prompt_mask": token, "completion_ids": token, "completion_mask": token}
+    told = {"advantages": gains[0], "old_per_token_logps": old.T, "ref_per_token_logps": reference.T}
+    GRPOTrainer._compute_loss(trainer, None, {**prompt, **told, "num_items_in_batch": torch.tensor(64)}).backward()
+    torch.testing.assert_close(own.grad, theirs.grad)
+
+
+def trl_trainer(log_probs: Tensor, loss_type: str, epsilon_high: float) -> SimpleNamespace:
+    """What TRL's method reads of its trainer; `log_probs` (1, N) are those of one token each."""
 
     def alone(tensor: Tensor, **_: str) -> Tensor:
         return tensor
 
     def given(*_: object, **__: object) -> tuple[Tensor, Tensor, None]:
-        return theirs.T, torch.zeros(64, 1), None
+        return log_probs.T, torch.zeros(log_probs.size(1), 1), None
 
-    # What TRL's method reads of its trainer.
-    trainer = SimpleNamespace(
+    defaults = GRPOConfig.__dataclass_fields__
+    shape = {name: defaults[name].default for name in defaults if name.startswith(("sapo_", "vespo_"))}
+    return SimpleNamespace(
         model=SimpleNamespace(training=True),
-        accelerator=SimpleNamespace(gather=alone, reduce=alone),
-        args=SimpleNamespace(delta=None, use_bias_correction_kl=False),
-        loss_type="bnpo",
+        accelerator=SimpleNamespace(gather=alone, reduce=alone, num_processes=1),
+        args=SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1, **shape),
+        loss_type=loss_type,
         importance_sampling_level="token",
         epsilon_low=EPSILON,
-        epsilon_high=EPSILON,
+        epsilon_high=epsilon_high,
         beta=0.1,
+        max_completion_length=1,
         top_entropy_quantile=1.0,
         off_policy_mask_threshold=None,
         current_gradient_accumulation_steps=1,
@@ -91,13 +123,9 @@ def test_grpo_and_its_kl_are_trls_on_completions_of_one_token() -> None:
         use_vllm=False,
         _entropy_bonus_enabled=False,
         _get_per_token_logps_and_entropies=given,
+        get_gamma_weights=GRPOTrainer.get_gamma_weights,
         _metrics=defaultdict(lambda: defaultdict(list)),
     )
-    token = torch.ones(64, 1, dtype=torch.int64)
-    prompt = {"prompt_ids": token, "prompt_mask": token, "completion_ids": token, "completion_mask": token}
-    told = {"advantages": gains[0], "old_per_token_logps": old.T, "ref_per_token_logps": reference.T}
-    GRPOTrainer._compute_loss(trainer, None, {**prompt, **told}).backward()
-    torch.testing.assert_close(own.grad, theirs.grad)
 
 
 # ---- ECPO --------------------------------------------------------------------------------------------------------
@@ -167,6 +195,12 @@ def test_without_a_behaviour_probability_the_ratio_is_one(objective: Objective, 
     assert value_and_gradient(objective, 0.3, float("nan"), advantage) == pytest.approx((advantage, advantage))
 
 
+@pytest.mark.parametrize("advantage", [1.5, -1.5])
+@pytest.mark.parametrize("objective", [clip_weights, sapo, vespo])
+def test_without_a_behaviour_probability_the_gradient_is_the_advantage(objective: Objective, advantage: float) -> None:
+    assert value_and_gradient(objective, 0.3, float("nan"), advantage)[1] == pytest.approx(advantage)
+
+
 def test_gbpo_without_a_behaviour_probability() -> None:
     assert value_and_gradient(gbpo, 0.3, float("nan"), 2.0) == pytest.approx((2.0, 2.0))
     expected = -2.0 * 0.3 / 0.7  # old := pi, and the bad sample's floor 1 - pi is the larger
@@ -191,6 +225,11 @@ def test_advantages_have_mean_zero_and_unit_spread_in_each_group() -> None:
     assert spread.tolist() == [True, True, False]
     expected = torch.tensor([[-1.0, 0.0, 1.0], [-0.57735, -0.57735, 1.1547], [0.0, 0.0, 0.0]])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_advantages_that_are_not_scaled_keep_the_rewards_unit() -> None:
+    found, _ = group_advantages(torch.tensor([[1.0, 2.0, 6.0]]), torch.ones(1, 3, dtype=torch.bool), scaled=False)
+    assert found.tolist() == [[-2.0, -1.0, 3.0]]
 
 
 def test_absent_samples_count_for_nothing() -> None:

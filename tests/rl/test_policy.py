@@ -14,7 +14,7 @@ from onerec.model.configuration import OneRecConfig
 from onerec.model.onerec import OneRec
 from rl.experience import ExperienceMaker
 from rl.generation import RolloutPlan
-from rl.policy import Experience, Policy, PolicyOutput
+from rl.policy import Experience, Policy, PolicyOutput, surrogate
 from rl.rollout import PromptBatch, Prompts, Rollout
 from rl.scoring import Scores
 from rl.settings import AlignSettings
@@ -140,6 +140,25 @@ def test_the_loss_of_generated_items_is_the_mean_over_the_group() -> None:
     assert loss.item() == pytest.approx(-(1 - 2 + 0.5) / 4)  # every ratio is 1
     loss.backward()
     torch.testing.assert_close(log_probs.grad, row(-0.25, 0.5, -0.125, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("objective", "gain"),
+    [
+        ({"kind": "grpo"}, 1.2),
+        ({"kind": "grpo", "epsilon_high": 0.4}, 1.4),
+        ({"kind": "cispo", "epsilon_high": 0.4}, 1.4 * np.log(0.2)),
+        ({"kind": "sapo"}, 4 / (1 + np.exp(-1))),
+        ({"kind": "vespo"}, np.exp(-3) * 4 * np.log(0.2)),
+        ({"kind": "ecpo"}, 1.2),
+        ({"kind": "gbpo"}, 1.0),
+    ],
+)
+def test_the_surrogate_is_of_the_kind_that_is_asked_for(objective: dict[str, object], gain: float) -> None:
+    """A good sample whose probability has doubled, from .1 to .2."""
+    settings = settings_of(objective=objective).objective
+    found = surrogate(row(np.log(0.2)), row(np.log(0.1)), row(1.0), settings)
+    assert found.item() == pytest.approx(gain, rel=1e-5)
 
 
 def test_each_further_term_has_its_weight() -> None:
