@@ -1,10 +1,11 @@
 """What each way of post-training does: `python -m benchmarks.post_training [--json PATH] [--quick] [--seeds 0 1 2]`.
 
 In the synthetic world of configs/world.yaml a model and a reward model are trained for every seed, and every row aligns
-a copy of that model: RSFT alone, then each objective beside it; `+ selection` puts the beams in order by the reward
-model, `+ format` adds the format reward, `+ legality` the share of the legal codes (`align.legality_weight`). Simulated
-users then play against all of them with the same luck (`rl.ab`). Half of the users are for choosing settings (`--users
-validation`), the other half for the table.
+a copy of that model: RSFT alone, then each objective beside it; `+ rounds` is OneRec v1's DPO, on 128 beams of a worker
+that is sent the weights once a round, when the reference becomes the policy; `+ selection` puts the beams in order by
+the reward model, `+ format` adds the format reward, `+ legality` the share of the legal codes
+(`align.legality_weight`). Simulated users then play against all of them with the same luck (`rl.ab`). Half of the users
+are for choosing settings (`--users validation`), the other half for the table.
 
 - `watch_time`       true expected seconds a place of a slate
 - `gap_closed`       of the pre-trained model's gap to the oracle, with its interval: users are resampled, each with the
@@ -55,12 +56,22 @@ from tokenizer.settings import load_settings
 CONFIG = Path(__file__).parent.parent / "configs" / "world.yaml"
 PRETRAINED, CEILING, SELECTION = "pretrained", "oracle", " + selection"
 RSFT = ("align.objective.weight=0",)
-ECPO = ("align.objective.kind=ecpo",)
+ECPO, DPO = ("align.objective.kind=ecpo",), ("align.objective.kind=dpo",)
 # Row -> what it changes in the config's align section; those with ` + selection` play the row's model before it.
 ROWS: dict[str, tuple[str, ...] | None] = {
     PRETRAINED: None,
     "rsft": RSFT,
-    "dpo": ("align.objective.kind=dpo",),
+    "dpo": DPO,
+    "dpo + rounds": (
+        *DPO,
+        "align.rollout.kind=beam",
+        "align.rollout.group_size=128",
+        "align.rollout.workers=1",
+        "align.rollout.sync_every=20",
+        "align.objective.reference_every_steps=20",
+        "align.objective.reference_mixture=1",
+        "align.monitor.every_steps=20",
+    ),
     "grpo": ("align.objective.kind=grpo",),
     "ecpo": ECPO,
     "gbpo": ("align.objective.kind=gbpo",),

@@ -6,7 +6,8 @@ DPO (arXiv 2305.18290) with the model of the last round as the reference, and ag
 
 Departures from v1:
 1. An item, not a session of five, is what is preferred.
-2. Pairs are made anew at every step by the policy as it is, not once a round.
+2. Pairs are made anew at every step, by the policy as it is. Workers that are sent the weights once a round
+   (`rollout.workers`, and `rollout.sync_every` as long as a round) make them with the round's reference, as in v1.
 
 The losses are those inside TRL's DPOTrainer, which reads them off one method. An item is told to it as a completion of
 a single token whose log-probability is the item's, and the reference's as if they had been computed before.

@@ -19,8 +19,10 @@ from onerec.data.histories import Split
 from onerec.data.pathways import EventSource
 from onerec.model.onerec import OneRec
 from onerec.pipeline import Pipeline
+from rl.dpo import best_and_worst
 from rl.experience import ExperienceMaker
 from rl.generation import RolloutPlan
+from rl.policy import Policy
 from rl.settings import AlignedRunConfig
 from tests.processes import start_server
 from tests.tiny_run import run_stage, write_config
@@ -154,6 +156,32 @@ def test_preferences_raise_the_reward_with_their_figures_in_the_log(align, tmp_p
     assert rewards[-1] > rewards[0] + 0.1
     assert log_of(tmp_path, "rewards/margins")[0] > 0
     assert log_of(tmp_path, "logps/chosen")[-1] > log_of(tmp_path, "logps/rejected")[-1]
+
+
+@pytest.mark.usefixtures("one_server")
+def test_a_round_of_preferences_has_one_policy_that_generates_and_is_the_reference(
+    align, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OneRec v1: beams of the model at the round's beginning; the policy that learns moves on from it."""
+    make = ExperienceMaker.make
+    from_generator, from_policy = [], []
+
+    def watched(maker: ExperienceMaker, policy: Policy, reference: OneRec, number: int) -> Any:
+        experience, judged = make(maker, policy, reference, number)
+        places_B2 = best_and_worst(judged.rewards_BG, judged.rollout.present_BG)
+        expected_B2 = judged.rollout.behaviour_BG.gather(1, places_B2)
+        with torch.no_grad():
+            own_B2 = policy(experience, None).scores.log_probs_BG
+        for gaps, found_B2 in ((from_generator, expected_B2), (from_policy, own_B2)):
+            gaps.append((found_B2 - experience.reference_log_probs_BG).abs().max().item())
+        return experience, judged
+
+    monkeypatch.setattr(ExperienceMaker, "make", watched)
+    rounds = "align.objective={kind: dpo, reference_every_steps: 4, reference_mixture: 1}"
+    beams = "align.rollout={kind: beam, group_size: 32, workers: 1, sync_every: 4}"
+    assert align(rounds, beams, f"align.reward={SPORTS}") == 0
+    assert from_generator == pytest.approx([0] * 8, abs=1e-4)
+    assert [gap < 1e-4 for gap in from_policy] == [True, False, False, False] * 2
 
 
 def test_a_reference_that_moves_stays_close(align, tmp_path: Path) -> None:
