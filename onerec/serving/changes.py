@@ -1,15 +1,12 @@
 """What has changed in the catalogue since the bundle was written, kept beside the server: one row an item."""
 
 import json
-import sqlite3
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from onerec.errors import OverloadedError
-from onerec.serving.database import open_database
+from onerec.serving.database import Database
 from tokenizer.assignment import NewId
 
 FieldValue = str | int | float | bool | None
@@ -28,6 +25,7 @@ INSERT INTO items ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (item_id
 """
 _READ = f"SELECT {_COLUMNS} FROM items ORDER BY arrival"
 _READ_ONE = f"SELECT {_COLUMNS} FROM items WHERE item_id = ?"
+_UNREADABLE = "item: the changes cannot be read"
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,9 @@ class ChangeStore(Protocol):
     def find(self, item_id: str) -> ItemChange | None:
         """What is stored of one item."""
 
+    def check(self) -> None:
+        """Raise OverloadedError where what is stored cannot be reached now, or nothing more be stored."""
+
     def close(self) -> None:
         """Let go of files and connections."""
 
@@ -99,8 +100,7 @@ class SqliteChanges:
     shared = False
 
     def __init__(self, path: Path | None = None) -> None:
-        self._lock = threading.Lock()
-        self._connection = open_database(path, _SCHEMA)
+        self.database = Database(path, _SCHEMA)
 
     def write(self, changes: Sequence[ItemChange], after: int | None = None) -> int:
         """Store all of the changes or none; nobody else writes, so that they are never superseded.
@@ -108,11 +108,8 @@ class SqliteChanges:
         Raises:
             OverloadedError: they cannot be written now, such as to a full disk.
         """
-        try:
-            with self._lock, self._connection:
-                self._connection.executemany(_WRITE, [to_row(change) for change in changes])
-        except sqlite3.Error as error:
-            raise OverloadedError(f"item: the change could not be stored ({error}); nothing has changed.") from error
+        rows = [to_row(change) for change in changes]
+        self.database.write(_WRITE, rows, "item: the change could not be stored; nothing has changed")
         return self.version()
 
     def version(self) -> int:
@@ -124,20 +121,29 @@ class SqliteChanges:
         return []
 
     def read(self) -> list[ItemChange]:
-        """Everything stored, in the order in which items first changed."""
-        with self._lock:
-            return [from_row(*row) for row in self._connection.execute(_READ).fetchall()]
+        """Everything stored, in the order in which items first changed.
+
+        Raises:
+            OverloadedError: the file cannot be read now.
+        """
+        return [from_row(*row) for row in self.database.read(_READ, (), _UNREADABLE)]
 
     def find(self, item_id: str) -> ItemChange | None:
-        """What is stored of one item."""
-        with self._lock:
-            row = self._connection.execute(_READ_ONE, (item_id,)).fetchone()
-        return None if row is None else from_row(*row)
+        """What is stored of one item.
+
+        Raises:
+            OverloadedError: the file cannot be read now.
+        """
+        rows = self.database.read(_READ_ONE, (item_id,), _UNREADABLE)
+        return from_row(*rows[0]) if rows else None
+
+    def check(self) -> None:
+        """Raise OverloadedError where the file cannot be read now, or written, once a write has failed."""
+        self.database.check()
 
     def close(self) -> None:
         """Write back the log and close the file."""
-        with self._lock:
-            self._connection.close()
+        self.database.close()
 
 
 def to_row(change: ItemChange) -> tuple[str | int | None, ...]:

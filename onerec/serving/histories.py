@@ -1,14 +1,11 @@
 """What users did, kept beside the server: appended by events, read when a request names a user."""
 
-import sqlite3
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from onerec.errors import OverloadedError
-from onerec.serving.database import open_database
+from onerec.serving.database import Database
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -18,7 +15,6 @@ CREATE INDEX IF NOT EXISTS events_by_user ON events (user_id, timestamp, arrival
 """
 _INSERT = "INSERT INTO events (user_id, timestamp, item_id) VALUES (?, ?, ?)"
 _USERS = "SELECT user_id FROM events GROUP BY user_id ORDER BY max(arrival) DESC LIMIT ?"
-_CHECK = "SELECT count(*) FROM (SELECT 1 FROM events LIMIT 1)"
 _NEWEST = "SELECT item_id, timestamp FROM events WHERE user_id = ? ORDER BY timestamp DESC, arrival DESC LIMIT ?"
 
 
@@ -44,7 +40,7 @@ class HistoryStore(Protocol):
         """Users with events, those of the newest ones first."""
 
     def check(self) -> None:
-        """Raise OverloadedError where what is stored cannot be reached now."""
+        """Raise OverloadedError where what is stored cannot be reached now, or nothing more be stored."""
 
     def close(self) -> None:
         """Let go of files and connections."""
@@ -58,8 +54,7 @@ class SqliteHistories:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self._lock = threading.Lock()
-        self._connection = open_database(path, _SCHEMA)
+        self.database = Database(path, _SCHEMA)
 
     def append(self, events: Iterable[StoredEvent]) -> None:
         """Store all of the events or none.
@@ -68,33 +63,29 @@ class SqliteHistories:
             OverloadedError: they cannot be written now, such as to a full disk.
         """
         rows = [(event.user_id, event.timestamp, event.item_id) for event in events]
-        try:
-            with self._lock, self._connection:
-                self._connection.executemany(_INSERT, rows)
-        except sqlite3.Error as error:
-            raise OverloadedError(f"events: could not be stored ({error}); none of {len(rows)} was.") from error
+        self.database.write(_INSERT, rows, f"events: could not be stored; none of {len(rows)} was")
 
     def newest(self, user_id: str, limit: int) -> list[StoredEvent]:
-        """The newest events of a user, oldest first."""
-        with self._lock:
-            rows: Sequence[tuple[str, float]] = self._connection.execute(_NEWEST, (user_id, limit)).fetchall()
+        """The newest events of a user, oldest first.
+
+        Raises:
+            OverloadedError: the file cannot be read now.
+        """
+        rows = self.database.read(_NEWEST, (user_id, limit), "user_id: the history cannot be read")
         return [StoredEvent(user_id, *row) for row in reversed(rows)]
 
     def users(self, limit: int) -> list[str]:
-        """Users with events, those of the newest ones first."""
-        with self._lock:
-            rows: Sequence[tuple[str]] = self._connection.execute(_USERS, (limit,)).fetchall()
-        return [user_id for (user_id,) in rows]
+        """Users with events, those of the newest ones first.
+
+        Raises:
+            OverloadedError: the file cannot be read now.
+        """
+        return [user_id for (user_id,) in self.database.read(_USERS, (limit,), "users: cannot be read")]
 
     def check(self) -> None:
-        """Raise OverloadedError where the file cannot be read now."""
-        try:
-            with self._lock:
-                self._connection.execute(_CHECK).fetchone()
-        except sqlite3.Error as error:
-            raise OverloadedError(f"histories: cannot be read ({error}).") from error
+        """Raise OverloadedError where the file cannot be read now, or written, once a write has failed."""
+        self.database.check()
 
     def close(self) -> None:
         """Write back the log and close the file."""
-        with self._lock:
-            self._connection.close()
+        self.database.close()

@@ -220,6 +220,10 @@ class RedisChanges:
             row = client.hget(_ITEMS, item_id)
         return None if row is None else from_row(*json.loads(row))
 
+    def check(self) -> None:
+        """Raise OverloadedError where Redis does not answer."""
+        self._connection.check()
+
     def close(self) -> None:
         """Let go of all connections."""
         self._connection.close()

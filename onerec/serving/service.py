@@ -206,9 +206,10 @@ class Service:
         """What is being served.
 
         Raises:
-            OverloadedError: what is stored cannot be reached.
+            OverloadedError: what is stored cannot be reached, or nothing more can be stored.
         """
-        await asyncio.to_thread(self.histories.check)
+        for store in (self.histories, self.changes):
+            await asyncio.to_thread(store.check)
         await self._follow()
         return self.engine.readiness()
 

@@ -259,10 +259,22 @@ def test_more_events_than_the_limit_are_refused(bundle):
 def test_events_that_cannot_be_written_are_the_servers_fault(engine):
     histories = SqliteHistories()
     with TestClient(create_app(engine, histories)) as client:
-        histories._connection.execute("PRAGMA query_only = ON")  # as a disk that takes nothing more
+        histories.database.connection.execute("PRAGMA query_only = ON")  # as a disk that takes nothing more
         response = post_events(client, ("ann", 103))
         assert "could not be stored" in refusal(response, 503)
         assert response.headers["retry-after"] == "1"
+        assert "nothing can be stored" in refusal(client.get("/readyz"), 503)
+        assert recommend(client, history=[103])["items"]
+        histories.database.connection.execute("PRAGMA query_only = OFF")
+        assert client.get("/readyz").status_code == 200
+
+
+def test_histories_that_cannot_be_read_are_the_servers_fault(engine):
+    histories = SqliteHistories()
+    with TestClient(create_app(engine, histories)) as client:
+        histories.database.connection.execute("DROP TABLE events")  # as a disk that has lost it
+        for response in (client.post("/v1/recommend", json={"user_id": "ann"}), client.get("/v1/users")):
+            assert "cannot be read" in refusal(response, 503)
 
 
 def test_stored_items_that_the_catalogue_has_no_more_are_counted(engine):

@@ -278,10 +278,11 @@ def test_unknown_items_are_404(client: TestClient) -> None:
 def test_a_change_that_cannot_be_stored_does_not_happen(live_bundle: Path) -> None:
     changes = SqliteChanges()
     with start(live_bundle, changes) as client:
-        changes._connection.execute("PRAGMA query_only = ON")  # as a disk that takes nothing more
+        changes.database.connection.execute("PRAGMA query_only = ON")  # as a disk that takes nothing more
         response = remove(client, 103)
         assert "nothing has changed" in reason(response, 503)
         assert response.headers["retry-after"] == "1"
+        assert "nothing can be stored" in reason(client.get("/readyz"), 503)
         assert 103 in ids(client)
 
 
