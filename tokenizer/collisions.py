@@ -196,7 +196,8 @@ def _move(
     """Give the movers, which come in order of priority, the nearest codes with room; writes codes and ranks."""
     sizes = occupancy.sizes
     prefixes_M = pack_codes(codes_NL[movers_M, :-1], sizes[:-1])
-    with tqdm(total=len(movers_M), desc="collisions", unit="item", leave=False) as progress:
+    bar = tqdm(total=len(movers_M), desc="collisions", unit="item", leave=False, disable=len(movers_M) < 2)
+    with bar as progress:
         while len(movers_M):
             placed_M = np.zeros(len(movers_M), dtype=bool)
             order = np.argsort(prefixes_M, kind="stable")

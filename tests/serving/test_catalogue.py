@@ -93,10 +93,14 @@ def test_fields_of_an_item_change_and_its_semantic_id_does_not(catalogue: Catalo
 
 @pytest.mark.parametrize("policy", ["suffix", "reassign", "bucket"])
 def test_collisions_follow_the_policy_of_the_table(
-    make_live_bundle: Callable[..., Path], live_items: pl.DataFrame, policy: str
+    make_live_bundle: Callable[..., Path],
+    live_items: pl.DataFrame,
+    policy: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     quantizer = {"codes_per_level": [7, 7], "iterations": 5}
     first = Catalogue.of(Bundle.load(make_live_bundle(collisions={"policy": policy}, quantizer=quantizer)))
+    capsys.readouterr()
     twice = join(join(first, "500", vector_of(live_items, 7)), "501", vector_of(live_items, 7))
     codes, ranks = twice.table.codes_NL[[7, 40, 41]].tolist(), twice.table.bucket_rank_N[[7, 40, 41]].tolist()
     if policy == "suffix":
@@ -108,6 +112,7 @@ def test_collisions_follow_the_policy_of_the_table(
         assert codes[0] == codes[1] == codes[2]
         assert ranks[0] < ranks[1] == ranks[2] - 1
     assert set(everything(twice)) == set(range(42))
+    assert capsys.readouterr().err == ""  # a bar of progress would stand between the lines of the log
 
 
 def test_where_no_room_is_left_a_new_item_is_refused(
