@@ -1,10 +1,13 @@
 # docker build --target cpu --build-arg TORCH_INDEX=ADDRESS --tag onerec:cpu .     ADDRESS: PyTorch's index of CPU builds
 # docker build --target cuda --tag onerec:cuda .
 # docker run --rm onerec:cpu make test
+# docker build --target serve --build-arg DEVICE=cpu --build-arg TORCH_INDEX=ADDRESS --tag onerec:serve .
+# docker run --publish 8000:8000 --volume FOLDER:/app/runs/demo onerec:serve    FOLDER: has bundle/, user 1000 may write
 #
 # The steps are the README's own: a compiler and make, then `make install`. Without TORCH_INDEX torch is the build of the
 # default index, which on Linux usually brings the CUDA libraries with it; the host then needs only the driver.
 
+ARG DEVICE=cpu
 FROM python:3.11-slim AS system
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ make \
@@ -31,3 +34,10 @@ FROM system AS cpu
 COPY --from=environment --chown=onerec /app/.venv .venv
 COPY --chown=onerec . .
 CMD ["make", "help"]
+
+# /healthz, not /readyz: to start the server anew brings no Redis back, and no room on a disk.
+FROM ${DEVICE} AS serve
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=2m \
+    CMD [".venv/bin/python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
+CMD [".venv/bin/python", "serve.py", "--bundle", "runs/demo/bundle", "--host", "0.0.0.0", "--logs", "json"]

@@ -64,6 +64,28 @@ def test_an_address_in_use_and_a_bad_limit_are_errors(serve, small_bundle, capsy
     assert "Did you mean 'max_beams'?" in capsys.readouterr().err
 
 
+def words(instruction: str, stage: str) -> list[str]:
+    """The command that an instruction of a stage of the container gives as JSON."""
+    text = (ROOT / "Dockerfile").read_text().partition(f" AS {stage}\n")[2].replace("\\\n", "")
+    found = re.search(rf"^{instruction}(?: .*?)? (\[.*\])$", text, re.MULTILINE)
+    assert found is not None
+    command: list[str] = json.loads(found[1])
+    assert command[0] == ".venv/bin/python"
+    return [sys.executable, *command[1:]]
+
+
+def health_check(address: str) -> list[str]:
+    """What the container asks of its server, sent to one that listens elsewhere."""
+    *first, program = words("HEALTHCHECK", "serve")
+    assert "http://127.0.0.1:8000/" in program
+    return [*first, program.replace("http://127.0.0.1:8000", address)]
+
+
+def test_the_container_serves_by_words_that_are_understood(serve, capsys):
+    assert serve.main([*words("CMD", "serve")[2:], "--set", "no_limit=3"]) == 1
+    assert "no_limit" in capsys.readouterr().err  # all the other words were read
+
+
 def test_a_real_process_answers_and_stops_on_sigterm(small_bundle, tmp_path):
     command = [sys.executable, str(ROOT / "serve.py"), "--bundle", str(small_bundle), "--port", "0", "--logs", "json"]
     command += ["--set", "batch_wait_ms=700", "--histories", str(tmp_path / "histories.sqlite")]
@@ -77,6 +99,7 @@ def test_a_real_process_answers_and_stops_on_sigterm(small_bundle, tmp_path):
         with httpx.Client(base_url=address[0], timeout=120) as client:  # it listens before it accepts
             answer = client.post("/v1/recommend", json={"history": [103, 104], "k": 3})
             ready = client.get("/readyz")
+            assert subprocess.run(health_check(address[0]), check=False).returncode == 0
             refused = client.post("/v1/recommend", content=b"x" * 10_000_000)
             with ThreadPoolExecutor() as others:  # a request waits for company when the server is told to stop
                 headers = {"x-request-id": "the-last-one"}
@@ -89,6 +112,9 @@ def test_a_real_process_answers_and_stops_on_sigterm(small_bundle, tmp_path):
         process.kill()
         process.stdout.close()
         process.wait()
+    gone = subprocess.run(health_check(address[0]), check=False, capture_output=True, text=True)
+    assert gone.returncode == 1
+    assert "Connection refused" in gone.stderr
     expected = Bundle.load(small_bundle).recommender().recommend([[3, 4]], 3, exclude_seen=True)
     assert [item["id"] - 100 for item in answer.json()["items"]] == expected.items_BK[0].tolist()
     assert ready.json()["bundle"] == answer.json()["bundle"]
