@@ -3,8 +3,8 @@
 Shapes: B requests, K places of a list.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,14 @@ class Selector:
         settings = SelectionSettings.model_validate(stored)
         judge = PreferenceJudge(load_reward_model(folder, table), settings.weights, f"{folder}: selection.weights")
         return cls(judge, settings.share)
+
+    def weighing(self, weights: Mapping[str, float], key: str) -> "Selector":
+        """The same by other weights, tower or `pscore` -> weight of its expected value; `key` is how errors call them.
+
+        Raises:
+            ConfigError: a weight of no tower.
+        """
+        return replace(self, judge=PreferenceJudge(self.judge.model, weights, key))
 
     def select(self, histories: Sequence[History], ranking: Ranking) -> Ranking:
         """The items of each request in the order of the mixture.

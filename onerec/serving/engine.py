@@ -4,7 +4,7 @@ Shapes: B queries of a batch, K places of a list.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from onerec.bundle import Bundle
 from onerec.data.pathways import History, UserEvents
 from onerec.decoding.recommender import OneRecRecommender
+from onerec.decoding.selection import Selector
 from onerec.errors import ConfigError, DataError, ServingError
 from onerec.evaluation.recommender import NO_ITEM, Ranking
 from onerec.model.context import Context
@@ -52,14 +53,16 @@ class Query:
     timings: bool
     explain: bool = False
     select: bool = False
+    reward_weights: tuple[tuple[str, float], ...] = ()  # of the selection; the bundle's own where there are none
     filter: Filter | None = None
     note: Callable[[Stages], None] | None = None  # is told when each stage of the answer began and ended
 
     @property
-    def kind(self) -> tuple[str, int, bool, bool, bool, Filter | None, int]:
+    def kind(self) -> tuple[Hashable, ...]:
         """Queries of one kind can be searched as one batch: of one length where places of a list are kept."""
         length = self.k if self.engine.keeps_places else 0
-        return self.engine.content_hash, self.beams, self.exact, self.explain, self.select, self.filter, length
+        way = (self.exact, self.explain, self.select, self.reward_weights)
+        return self.engine.content_hash, self.beams, way, self.filter, length
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ class Engine:
             timings=request.timings,
             explain=request.explain,
             select=request.select,
+            reward_weights=tuple(sorted(request.reward_weights.items())),
             filter=None if request.filter is None else self._filter(request.filter),
             note=note,
         )
@@ -186,6 +190,21 @@ class Engine:
                 "select: found a bundle without a reward model, by which to select. Leave select out, or write the "
                 "bundle again from a run whose --stage reward is done."
             )
+        if request.reward_weights:
+            self._selector(request.reward_weights)
+
+    def _selector(self, weights: Mapping[str, float]) -> Selector:
+        """The bundle's own, or by other weights.
+
+        Raises:
+            ServingError: a weight of nothing that the reward model knows.
+        """
+        selector = self.bundle.selector
+        assert selector is not None
+        try:
+            return selector.weighing(weights, "reward_weights") if weights else selector
+        except ConfigError as error:
+            raise ServingError(str(error)) from error
 
     def _filter(self, chosen: ItemFilter) -> Filter:
         """The same for all requests that let the same items through by the same words."""
@@ -203,9 +222,9 @@ class Engine:
             ranking, levels_B = search_explained(recommender, context, k, excluded, beams)
             return _Found(ranking, levels_B=levels_B)
         if queries[0].select:
-            assert self.bundle.selector is not None
+            selector = self._selector(dict(queries[0].reward_weights))
             ranking = recommender.search(context, beams, excluded, beams)
-            return _Found(self.bundle.selector.select([query.history for query in queries], ranking))
+            return _Found(selector.select([query.history for query in queries], ranking))
         if not queries[0].exact:
             return _Found(recommender.search(context, k, excluded, beams))
         try:

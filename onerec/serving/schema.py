@@ -35,6 +35,7 @@ ItemId = StrictStr | StrictInt
 UserId = Text | StrictInt
 FieldValue = Text | StrictInt | StrictBool | FiniteFloat | None
 PositiveCount = Annotated[StrictInt, Field(ge=1)]
+RewardWeight = Annotated[FiniteFloat, Field(ge=-1e6, le=1e6)]
 
 
 class ItemFilter(BaseModel):
@@ -96,6 +97,11 @@ class RecommendRequest(BaseModel):
     select: StrictBool = Field(
         False, description="put the beams in the order of the bundle's reward model and return the first of them"
     )
+    reward_weights: dict[Text, RewardWeight] = Field(
+        default_factory=dict,
+        description="feedback column, or `pscore` -> what one unit of its expected value is worth to `select`; the "
+        "bundle's own weights where not given",
+    )
     timings: StrictBool = Field(False, description="answer the milliseconds of each stage")
     explain: StrictBool = Field(False, description="answer the beams of each level; not with `exact`, which has none")
 
@@ -117,6 +123,8 @@ class RecommendRequest(BaseModel):
         if self.select and (self.exact or self.explain):
             other = "exact" if self.exact else "explain"
             raise ValueError(f"select: found with {other}, which shows the search's own order; ask for one of the two")
+        if self.reward_weights and not self.select:
+            raise ValueError("reward_weights: found without select, which they are for; ask for it too")
         return self
 
 

@@ -35,7 +35,7 @@ GOOD: list[tuple[str, str, Any]] = [
         {"history": [], "explain": True, "filter": {"columns": {"genre": ["noir"], "year": [1]}}},
     ),
     ("POST", "/v1/recommend", {"history": [103], "known": {"timestamps": [1.0], "feedback": {}}, "profile": {"a": 1}}),
-    ("POST", "/v1/recommend", {"user_id": "ann", "wish": {"a": 1.0}, "select": False}),
+    ("POST", "/v1/recommend", {"user_id": "ann", "wish": {"a": 1.0}, "select": False, "reward_weights": {"a": 1.0}}),
     ("POST", "/v1/recommend/batch", {"requests": [{"history": [103]}, {"history": [], "k": 2}]}),
     (
         "POST",

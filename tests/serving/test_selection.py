@@ -16,7 +16,7 @@ from onerec.decoding.selection import Selector
 from onerec.model.preference.artefact import KIND
 from onerec.model.preference.contexts import contexts_of
 from onerec.model.preference.judge import PreferenceJudge
-from onerec.model.preference.network import PreferenceConfig, PreferenceModel
+from onerec.model.preference.network import PreferenceConfig, PreferenceModel, Scores
 from onerec.model.preference.settings import BackboneSettings, WatchTimeSettings
 from onerec.model.preference.signals import CHOSEN, Signal
 from onerec.serving.access import Keys
@@ -94,13 +94,19 @@ def keys(answer: dict[str, Any]) -> list[Any]:
     return [item["id"] for item in answer["items"]]
 
 
-def rewards_of(bundle: Bundle, ids: list[int]) -> list[float]:
-    """P-Scores of items for the history without its feedback, as the model itself gives them."""
+def scores_of(bundle: Bundle, ids: list[int]) -> Scores:
+    """What the model itself says of items for the history without its feedback."""
     assert bundle.selector is not None
     model = bundle.selector.judge.model
     contexts = contexts_of([np.array(HISTORY) - 100], model.signals, model.max_history_items, model.device)
     with torch.inference_mode():
-        found: list[float] = model(contexts, torch.tensor([ids]) - 100).pscores[0].tolist()
+        found: Scores = model(contexts, torch.tensor([ids]) - 100)
+    return found
+
+
+def rewards_of(bundle: Bundle, ids: list[int]) -> list[float]:
+    """P-Scores of items."""
+    found: list[float] = scores_of(bundle, ids).pscores[0].tolist()
     return found
 
 
@@ -116,6 +122,26 @@ def test_all_beams_are_put_in_the_order_of_the_reward(client: TestClient, bundle
     found = np.array([rewards[item] for item in expected])
     np.testing.assert_allclose(scores, ((found - found.mean()) / found.std())[:4], rtol=1e-4)
     assert keys(recommend(client, user_id="ann", k=4, beams=12, select=True)) == expected[:4]
+
+
+def test_a_request_may_weigh_the_reward_otherwise(client: TestClient, bundle: Bundle) -> None:
+    request = {"history": HISTORY, "k": 12, "beams": 12, "select": True}
+    beams = keys(recommend(client, history=HISTORY, k=12, beams=12))
+    scores = scores_of(bundle, beams)
+    rating, pscore = (values_BG[0].numpy() for values_BG in (scores.towers[0].expected_BG, scores.pscores))
+    orders = [recommend(client, **request)]
+    for weights, rewards in (
+        ({"rating": 2.0}, rating),
+        ({"rating": -1.0}, -rating),
+        ({"rating": 0.5, "pscore": -3.0}, 0.5 * rating - 3 * pscore),
+    ):
+        orders.append(recommend(client, **request, reward_weights=weights))
+        found = [rewards[beams.index(item)] for item in keys(orders[-1])]
+        np.testing.assert_allclose(found, np.sort(rewards)[::-1], atol=1e-6 * np.abs(rewards).max())
+    assert len({tuple(keys(order)) for order in orders}) == 4
+    asked = [request, *({**request, "reward_weights": weights} for weights in ({"rating": 2}, {"rating": -1}))]
+    together = client.post("/v1/recommend/batch", json={"requests": asked}).json()["responses"]
+    assert [keys(answer) for answer in together] == [keys(answer) for answer in orders[:3]]
 
 
 def test_fewer_items_than_beams_come_back_as_they_are(client: TestClient, bundle: Bundle) -> None:
@@ -175,6 +201,9 @@ def test_an_item_that_joined_later_may_be_selected(live_bundle: Path, live_items
         ({"select": True, "exact": True}, "select: found with exact"),
         ({"select": True, "explain": True}, "select: found with explain"),
         ({"select": 1}, "body.select: "),
+        ({"reward_weights": {"pscore": 1}}, "reward_weights: found without select"),
+        ({"select": True, "reward_weights": {"ratng": 1}}, "reward_weights: no tower 'ratng'. Did you mean 'rating'?"),
+        ({"select": True, "reward_weights": {"rating": 1e7}}, "body.reward_weights.rating: "),
         ({"select": True, "wish": {"rating": 5}}, "wish: found for a model that reads items alone"),
         ({"known": {"timestamps": [1, 2, 3, 4]}}, "found for a model that reads items alone"),
         ({"known": {"feedback": {"ratng": RATINGS}}}, "known.feedback: found 'ratng', expected what is read (rating)."),
