@@ -34,6 +34,7 @@ from onerec.decoding.recommender import OneRecRecommender
 from onerec.decoding.sessions import ListRecommender
 from onerec.errors import OneRecError
 from onerec.evaluation.evaluator import Evaluation, evaluate
+from onerec.evaluation.exactness import shares_equal_to_exact
 from onerec.evaluation.examples import choose_examples
 from onerec.evaluation.recommender import Recommender
 from onerec.evaluation.report import ReportContents, write_report
@@ -299,9 +300,15 @@ class Pipeline:
         for split in (Split.VALIDATION, Split.TEST):
             evaluations |= evaluate(recommender, self.data, split, self.config.evaluation, speaks, sharing)
         if sharing is None or sharing.is_main_process:
-            run = Run(self.config.seed, evaluations, elapsed_minutes, getattr(recommender, "num_parameters", 0))
+            exactness = self._exactness(recommender) if isinstance(recommender, OneRecRecommender) else {}
+            size = getattr(recommender, "num_parameters", 0)
+            run = Run(self.config.seed, evaluations, elapsed_minutes, size, exactness)
             inputs = self.artefacts.inputs(f"evaluations/{name}")
             save_run(self._evaluation_folder(name), run, inputs, hash_settings(self.config))
+
+    def _exactness(self, recommender: OneRecRecommender) -> dict[str, float]:
+        histories = self.data.histories
+        return shares_equal_to_exact(recommender, histories, histories.targets(Split.TEST))
 
     def _evaluate_lists(self, sessions: SessionSettings) -> None:
         """Whole lists against the held-out sessions, beside lists of single items."""

@@ -99,6 +99,9 @@ def _sections(contents: ReportContents, has_curves: bool) -> list[tuple[str, str
 def _headline(results: Results, protocol: str) -> list[dict[str, str]]:
     name, summary = next(iter(results.under(protocol).items()))
     main = main_metric(results)
+    exactness = {
+        f"exact lists by {beams} beams": f"{share:.0%}" for beams, share in results.equals_exact.get(name, {}).items()
+    }
     figures = {
         f"{main}, {name}": f"{summary.metrics[main].mean:.4f}",
         main.replace("recall", "ndcg"): f"{summary.metrics[main.replace('recall', 'ndcg')].mean:.4f}",
@@ -106,6 +109,7 @@ def _headline(results: Results, protocol: str) -> list[dict[str, str]]:
         next(iter(summary.exposure)): f"{next(iter(summary.exposure.values())):.1%}",
         "minutes of training": f"{summary.minutes:.1f}",
         "parameters": format_tick(summary.parameters),
+        **exactness,
     }
     return [{"name": label, "value": value} for label, value in figures.items()]
 

@@ -22,7 +22,9 @@
       },
       "validation": {...}, "validation_unseen": {...},
       "test_unseen": {...},                                                the user's history excluded
-      "comparisons": {"test": {"tiger": {"recall@10": {"difference": .002, "interval": [...], "p_value": .01}}}}
+      "comparisons": {"test": {"tiger": {"recall@10": {"difference": .002, "interval": [...], "p_value": .01}}}},
+      "equals_exact": {"onerec": {"10": .4, "50": .97, "128": 1.0}}        beams -> share of a sample of test requests
+                                                                           that get the exact search's ten items
     }
 
 `spread` is the standard deviation over seeds, null for one seed. `interval` bounds the mean over seeds, its users
@@ -30,7 +32,7 @@ resampled. `comparisons` are paired, the first recommender minus each other one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +57,8 @@ class Run:
     minutes: float
     """Time of training."""
     parameters: int
+    equals_exact: dict[str, float] = field(default_factory=dict)
+    """Beams -> share of requests answered as the exact search answers them; empty where nobody asked."""
 
 
 class MetricSummary(BaseModel):
@@ -111,6 +115,7 @@ class Results(BaseModel):
     validation: dict[str, RecommenderSummary] = {}
     validation_unseen: dict[str, RecommenderSummary] = {}
     comparisons: dict[str, dict[str, dict[str, Comparison]]] = {}
+    equals_exact: dict[str, dict[str, float]] = {}
 
     def under(self, protocol: str) -> dict[str, RecommenderSummary]:
         """Summaries by recommender under one of `PROTOCOLS`; empty where it was not evaluated."""
@@ -137,6 +142,8 @@ def summarize_runs(runs: Mapping[str, Sequence[Run]], dataset: str, settings: Ev
         groups = {name: group for name, group in groups.items() if group}
         if groups:
             _add_protocol(results, protocol, groups, first=next(iter(runs)), settings=settings)
+    shares = {name: _mean_of_dicts([run.equals_exact for run in group]) for name, group in runs.items()}
+    results.equals_exact = {name: of_name for name, of_name in shares.items() if of_name}
     return results
 
 

@@ -33,7 +33,8 @@ def save_run(folder: Path, run: Run, inputs: dict[str, str], config_hash: str) -
             arrays = {"ranks_R": evaluation.ranks_R, **_target_arrays(evaluation.targets)}
             np.savez(temporary / f"{protocol}.npz", allow_pickle=False, **arrays)
         plain = {protocol: _plain(evaluation) for protocol, evaluation in run.evaluations.items()}
-        summary = {"seed": run.seed, "minutes": run.minutes, "parameters": run.parameters, "evaluations": plain}
+        facts = {"minutes": run.minutes, "parameters": run.parameters, "equals_exact": run.equals_exact}
+        summary = {"seed": run.seed, **facts, "evaluations": plain}
         (temporary / "run.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
         write_manifest(temporary, ARTIFACT_KIND, inputs, config_hash)
 
@@ -49,7 +50,8 @@ def load_run(folder: Path) -> Run:
     evaluations = {
         protocol: _evaluation(plain, folder / f"{protocol}.npz") for protocol, plain in summary["evaluations"].items()
     }
-    return Run(summary["seed"], evaluations, summary["minutes"], summary["parameters"])
+    equals_exact = summary.get("equals_exact", {})  # not in runs of older versions
+    return Run(summary["seed"], evaluations, summary["minutes"], summary["parameters"], equals_exact)
 
 
 def kept_run(folder: Path, inputs: dict[str, str], config_hash: str, make: Callable[[], Run]) -> Run:

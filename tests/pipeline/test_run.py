@@ -61,6 +61,15 @@ def test_rescored_and_plain_beams_are_evaluated_apart(runs: Path) -> None:
     assert metrics["onerec"]["parameters"] == metrics["onerec-beam"]["parameters"]
 
 
+def test_the_report_says_how_often_beams_find_the_exact_list(runs: Path) -> None:
+    folder = runs / "tiny" / "report"
+    shares = json.loads((folder / "metrics.json").read_text())["equals_exact"]
+    assert list(shares) == ["onerec", "onerec-beam"]
+    assert list(shares["onerec"]) == ["10", "50", "128"]
+    assert 0 <= shares["onerec"]["10"] < shares["onerec"]["128"] == 1  # as wide as the catalogue
+    assert "<b>100%</b><span>exact lists by 128 beams</span>" in (folder / "report.html").read_text()
+
+
 def test_one_run_summarised_as_several_is_its_own_results(runs: Path, tmp_path: Path) -> None:
     assert summarize([str(runs / "tiny"), "--out", str(tmp_path / "out")]) == 0
     found, expected = (
