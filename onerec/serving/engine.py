@@ -18,6 +18,7 @@ from onerec.evaluation.recommender import NO_ITEM, Ranking
 from onerec.model.context import Context
 from onerec.model.preference.signals import CHOSEN
 from onerec.serving.catalogue import Catalogue
+from onerec.serving.context_cache import ContextCache
 from onerec.serving.explain import search_explained
 from onerec.serving.filters import Filter
 from onerec.serving.histories import StoredEvent
@@ -84,6 +85,7 @@ class Engine:
     def __init__(self, bundle: Bundle, limits: Limits) -> None:
         self.limits = limits
         self.content_hash = bundle.manifest.content_hash
+        self.contexts = ContextCache(limits.context_cache_mb * 2**20)
         self.keeps_places = bundle.new_items is not None  # of each list, for new items
         self.catalogue = Catalogue.of(bundle)
         self.bundle = self.catalogue.bundle
@@ -149,7 +151,7 @@ class Engine:
         if recommender is None:
             milliseconds = StageMilliseconds(encode=0.0, search=1e3 * (time.perf_counter() - start))
             return [self._respond(query, [], milliseconds) for query in queries]
-        context = recommender.encode([query.history for query in queries])
+        context = self.contexts.encode(recommender, [query.history for query in queries])
         encoded = time.perf_counter()
         found = self._search(recommender, context, queries)
         searched = time.perf_counter()

@@ -1,6 +1,6 @@
 """How much one request may ask for, and how long it may wait."""
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from onerec.errors import ServingError
 from onerec.serving.schema import RecommendRequest
@@ -20,6 +20,9 @@ class Limits(Settings):
     max_batch_requests: PositiveInt = Field(256, description="requests in one batch request")
     max_batch_rows: PositiveInt = Field(2_048, description="beams of all requests that are decoded together")
     batch_wait_ms: float = Field(1.0, ge=0, description="milliseconds that a lone request waits for company")
+    context_cache_mb: NonNegativeInt = Field(
+        0, description="MiB of encoded histories that are kept for who asks again with the same; 0 keeps none"
+    )
     max_waiting: PositiveInt = Field(512, description="requests in line, and changes; more are refused")
     max_requests_per_s: PositiveFloat | None = Field(
         None,

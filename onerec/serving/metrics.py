@@ -22,6 +22,9 @@ class Metrics:
         self.batch_requests = Histogram(
             "onerec_batch_requests", "Requests decoded together.", buckets=_REQUESTS, registry=self._registry
         )
+        self.contexts_found = Counter(
+            "onerec_contexts_found", "Histories whose encoding was kept from before.", registry=self._registry
+        )
         self.waiting = Gauge("onerec_waiting_requests", "Requests in line.", registry=self._registry)
         self.catalogue_changes = Counter(
             "onerec_catalogue_changes", "Items added, restored, updated, removed.", ["change"], registry=self._registry

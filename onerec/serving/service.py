@@ -338,4 +338,8 @@ class Service:
 
     def _answer(self, queries: Sequence[Query]) -> list[RecommendResponse]:
         self.metrics.batch_requests.observe(len(queries))
-        return queries[0].engine.answer(queries)
+        engine = queries[0].engine
+        num_found = engine.contexts.num_found
+        answers = engine.answer(queries)
+        self.metrics.contexts_found.inc(engine.contexts.num_found - num_found)
+        return answers
