@@ -1,6 +1,8 @@
 """The FastAPI application: routes around one engine, inference in one thread, every error JSON with a reason."""
 
+import os
 import pathlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,7 +21,7 @@ from onerec.serving.changes import ChangeStore, SqliteChanges
 from onerec.serving.direct import Direct, Way
 from onerec.serving.engine import Engine
 from onerec.serving.histories import HistoryStore
-from onerec.serving.metrics import CONTENT_TYPE
+from onerec.serving.metrics import CONTENT_TYPE, Metrics
 from onerec.serving.observe import Observe
 from onerec.serving.rates import Rates, TooManyRequestsError
 from onerec.serving.schema import (
@@ -83,7 +85,8 @@ def create_app(
     Raises:
         ServingError: what is stored does not go with the bundle.
     """
-    service = Service(engine, histories, SqliteChanges() if changes is None else changes, traces)
+    metrics = Metrics(None if alone else f"{socket.gethostname()}:{os.getpid()}")
+    service = Service(engine, histories, SqliteChanges() if changes is None else changes, traces, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -1,6 +1,8 @@
 """What the server counts, in the form Prometheus reads."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -8,10 +10,16 @@ _REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Counters of one application; they start at 0 with it."""
+    """Counters of one application; they start at 0 with it.
 
-    def __init__(self) -> None:
+    Args:
+        replica: is written with every figure, where several applications answer one address: without it each look would
+            find other counters under the same names. None where this one is alone.
+    """
+
+    def __init__(self, replica: str | None = None) -> None:
         self._registry = CollectorRegistry()
+        self._replica = replica
         self._of_route: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self.responses = Counter(
             "onerec_responses", "Answers by route and status.", ["route", "status"], registry=self._registry
@@ -47,4 +55,12 @@ class Metrics:
 
     def page(self) -> bytes:
         """All figures as text."""
-        return generate_latest(self._registry)
+        return generate_latest(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """The figures as Prometheus' own library has them."""
+        for family in self._registry.collect():
+            if self._replica is not None:
+                of_replica = {"replica": self._replica}
+                family.samples = [each._replace(labels={**each.labels, **of_replica}) for each in family.samples]
+            yield family

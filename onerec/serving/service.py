@@ -54,8 +54,10 @@ class Service:
         ServingError: what is stored does not go with the bundle.
     """
 
-    def __init__(self, engine: Engine, histories: HistoryStore, changes: ChangeStore, traces: Traces) -> None:
-        self.engine, self.histories, self.changes, self.metrics = engine, histories, changes, Metrics()
+    def __init__(
+        self, engine: Engine, histories: HistoryStore, changes: ChangeStore, traces: Traces, metrics: Metrics
+    ) -> None:
+        self.engine, self.histories, self.changes, self.metrics = engine, histories, changes, metrics
         self._traces = traces
         self._batcher: Batcher | None = None
         # One thread, so that changes of the catalogue follow each other, a swap of the bundle among them.

@@ -1,6 +1,8 @@
 """Several servers on one Redis: what one has acknowledged holds in all."""
 
 import asyncio
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,6 +123,11 @@ def test_a_replica_under_ray_serve_is_the_same_application(live_bundle: Path, re
         refused = replica.post("/v1/admin/bundle", json={"folder": str(live_bundle)}, headers=AUTHORIZED)
         assert "found one replica of several" in reason(refused)
         assert replica.get("/openapi.json").json() == alone.get("/openapi.json").json()
+        own = f'replica="{socket.gethostname()}:{os.getpid()}"'
+        figures = [line for line in replica.get("/metrics").text.splitlines() if not line.startswith("#")]
+        assert f'onerec_catalogue_changes_total{{change="removed",{own}}} 1.0' in figures
+        assert all(own in line for line in figures)
+        assert "replica=" not in alone.get("/metrics").text
     options = deployment_options(ReplicaSettings(min_replicas=3, max_replicas=9, target_requests=4, cpus=2))
     assert ADMIN not in repr(Keys(admin=(ADMIN,)))  # Ray may log what a deployment is made from
     scaling = options["autoscaling_config"]
