@@ -75,7 +75,7 @@ def _server_parser() -> argparse.ArgumentParser:
         help="SQLite file of users' events and catalogue changes (default: histories.sqlite beside the bundle),\n"
         "or the address of a Redis, such as redis://localhost:6379/0",
     )
-    _add_overrides(parser, "LIMIT", f"limit of a request: {', '.join(Limits.model_fields)}")
+    _add_overrides(parser, "LIMIT", f"limit or option: {', '.join(Limits.model_fields)}")
     return parser
 
 

@@ -34,6 +34,7 @@ from onerec.evaluation.results import Results
 from onerec.evaluation.tables import main_metric
 from onerec.model.configuration import OneRecConfig
 from onerec.model.onerec import OneRec
+from onerec.model.precision import Precision
 from onerec.model.preference.artefact import KIND as REWARD_KIND
 from onerec.model.preference.artefact import load_reward_model
 from tokenizer.artifacts import (
@@ -101,15 +102,19 @@ class Bundle:
         """What to call each item."""
         return item_titles(self.items, self.manifest.details["text_columns"])
 
-    def recommender(self, num_beams: int | None = None) -> OneRecRecommender:
-        """The same recommender that was evaluated, with the run's number of beams unless told otherwise."""
+    def recommender(self, num_beams: int | None = None, precision: Precision | None = None) -> OneRecRecommender:
+        """The same recommender that was evaluated, with the run's number of beams and precision unless told otherwise.
+
+        Raises:
+            ConfigError: this machine does not multiply in that precision.
+        """
         beams = num_beams or int(self.manifest.details["num_beams"])
         details = self.manifest.details
         return OneRecRecommender(
             self.model,
             build_trie(self.table),
             beams,
-            details["precision"],
+            precision or details["precision"],
             rescoring=float(details.get("rescoring", 0.0)),
             new_items=self.new_items,
             dense_candidates=int(details.get("dense_candidates", 0)),

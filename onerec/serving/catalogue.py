@@ -21,6 +21,7 @@ from onerec.data.titles import item_titles
 from onerec.decoding.recommender import OneRecRecommender
 from onerec.decoding.trie import Trie
 from onerec.errors import DataError, ServingError
+from onerec.model.precision import Precision
 from onerec.serving.changes import FieldValue, ItemChange
 from onerec.serving.filters import Filter
 from onerec.serving.item_rows import with_items
@@ -48,9 +49,9 @@ class Catalogue:
     _filtered: dict[Filter, OneRecRecommender | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, bundle: Bundle) -> "Catalogue":
-        """The bundle's own items; its model is kept in the precision of decoding alone."""
-        nothing, recommender = np.zeros(bundle.table.num_items, dtype=bool), bundle.recommender()
+    def of(cls, bundle: Bundle, precision: Precision | None = None) -> "Catalogue":
+        """The bundle's own items; its model is kept in the precision of decoding alone, the bundle's where None."""
+        nothing, recommender = np.zeros(bundle.table.num_items, dtype=bool), bundle.recommender(precision=precision)
         bundle = replace(bundle, model=recommender.model)
         return cls(bundle, bundle.table, bundle.items, nothing, recommender)
 

@@ -87,7 +87,7 @@ class Engine:
         self.content_hash = bundle.manifest.content_hash
         self.contexts = ContextCache(limits.context_cache_mb * 2**20)
         self.keeps_places = bundle.new_items is not None  # of each list, for new items
-        self.catalogue = Catalogue.of(bundle)
+        self.catalogue = Catalogue.of(bundle, limits.precision)
         self.bundle = self.catalogue.bundle
         pathways = bundle.model.encoder.pathways
         self._spec = None if pathways is None else pathways.spec

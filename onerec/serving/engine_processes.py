@@ -14,6 +14,7 @@ from pathlib import Path
 from onerec.bundle import Bundle
 from onerec.decoding.parallel.processes import Processes
 from onerec.decoding.parallel.recommender import ParallelRecommender
+from onerec.model.precision import Precision
 from onerec.serving.engine import Engine
 
 
@@ -35,7 +36,7 @@ def shared_out(engine: Engine, processes: Processes | None) -> Iterator[None]:
         processes.dismiss()
 
 
-def help_to_serve(bundle_folder: Path, processes: Processes) -> None:
+def help_to_serve(bundle_folder: Path, processes: Processes, precision: Precision | None) -> None:
     """Decode with the first process until it has answered its last request.
 
     Raises:
@@ -43,5 +44,5 @@ def help_to_serve(bundle_folder: Path, processes: Processes) -> None:
     """
     for stop in (signal.SIGTERM, signal.SIGINT):  # which torchrun and terminals send to all
         signal.signal(stop, signal.SIG_IGN)
-    ParallelRecommender(Bundle.load(bundle_folder).recommender(), processes).follow()
+    ParallelRecommender(Bundle.load(bundle_folder).recommender(precision=precision), processes).follow()
     processes.leave()

@@ -3,12 +3,13 @@
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from onerec.errors import ServingError
+from onerec.model.precision import Precision
 from onerec.serving.schema import RecommendRequest
 from tokenizer.settings import Settings
 
 
 class Limits(Settings):
-    """Bounds on a request and on the line before the model; what is beyond them is refused, never cut."""
+    """Bounds on a request and on the line before the model, beyond which it is refused; how the model runs."""
 
     max_k: PositiveInt = Field(100, description="items returned")
     max_beams: PositiveInt = Field(512, description="prefixes kept in the search")
@@ -22,6 +23,9 @@ class Limits(Settings):
     batch_wait_ms: float = Field(1.0, ge=0, description="milliseconds that a lone request waits for company")
     context_cache_mb: NonNegativeInt = Field(
         0, description="MiB of encoded histories that are kept for who asks again with the same; 0 keeps none"
+    )
+    precision: Precision | None = Field(
+        None, description="of the weights: float32, bfloat16, int8 or float8; the bundle's own where null"
     )
     max_waiting: PositiveInt = Field(512, description="requests in line, and changes; more are refused")
     max_requests_per_s: PositiveFloat | None = Field(

@@ -57,7 +57,7 @@ def run_server(
     keys = Keys.from_environment()
     processes = Processes.join() if Processes.are_several() else None
     if processes is not None and not processes.is_leader:
-        help_to_serve(bundle_folder, processes)
+        help_to_serve(bundle_folder, processes, limits.precision)
         return
     engine = load_engine(bundle_folder, limits, log_format)
     with _listen(host, port) as listener, shared_out(engine, processes):
