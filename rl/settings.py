@@ -23,13 +23,19 @@ class RolloutSettings(Settings):
     )
     group_size: int = Field(16, ge=2, description="items of a prompt, 2 or more (MiniOneRec: 16; the report: 512)")
     temperature: PositiveFloat = Field(1.0, description="of samples, and of the scores that the objective takes")
-    top_p: float = Field(1.0, gt=0, le=1, description="sample: mass of the likeliest choices of a step that is kept")
+    top_p: float = Field(1.0, gt=0, le=1, description="of sample: mass of the likeliest choices of a step that is kept")
     exclude_seen: bool = Field(False, description="generate no item of the prompt's history")
     updates: PositiveInt = Field(1, description="optimiser steps on each rollout; 1 is on-policy")
     workers: int = Field(0, ge=0, description="processes of this host that generate for each trainer's; 0: it itself")
     sync_every: PositiveInt = Field(
         1, description="workers: rollouts from one sending of the weights to the next; 1 is on-policy"
     )
+
+    @model_validator(mode="after")
+    def _mass_is_cut_where_choices_are_drawn(self) -> "RolloutSettings":
+        if self.top_p < 1 and self.kind != "sample":
+            raise ValueError(f"top_p: found {self.top_p} with kind {self.kind}, expected 1, or kind sample")
+        return self
 
     @model_validator(mode="after")
     def _weights_are_sent_to_someone(self) -> "RolloutSettings":

@@ -62,3 +62,10 @@ def test_events_without_a_history_are_no_prompts(toy) -> None:
     one_each = Histories(np.arange(4), np.arange(3, dtype=np.int32), np.arange(3), np.full(3, Split.TRAIN, np.uint8))
     with pytest.raises(DataError, match="found no training event with a history"):
         Prompts.of(one_each, 4)
+
+
+def test_a_cut_of_the_mass_is_refused_where_nothing_is_drawn_from_it() -> None:
+    assert RolloutSettings(kind="sample", top_p=0.9).top_p == 0.9
+    for kind in ("distinct", "beam"):
+        with pytest.raises(ValueError, match=f"top_p: found 0.9 with kind {kind}, expected 1, or kind sample"):
+            RolloutSettings(kind=kind, top_p=0.9)

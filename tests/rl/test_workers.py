@@ -45,7 +45,7 @@ def make_plan() -> RolloutPlan:
             "steps": 3,
             "prompts_per_step": 7,
             "rollout": {"group_size": 5, "workers": NUM_WORKERS, "sync_every": 2},
-            "monitor": {"every_steps": 2},
+            "monitor": {"every_steps": 4},
         }
     )
     return RolloutPlan(Prompts.of(histories, 4), trie, settings, seed=3)
